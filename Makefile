@@ -1,0 +1,62 @@
+# make          builds build/lib/libgradaccum.so.1
+# make demo     trains a small GPT on a real text and shows the first law (TEXT=file for another text)
+# make test     runs every test
+# make examples builds the C programs into build/examples/
+
+SWIFT ?= swift
+CC ?= cc
+PYTHON ?= python3
+LIBRARY := build/lib/libgradaccum.so.1
+EXAMPLES := $(patsubst examples/c/%.c,build/examples/%,$(wildcard examples/c/*.c))
+VENV := build/venv
+
+.PHONY: all library examples demo test test-swift test-header test-python deps format clean
+
+all: library
+
+library: deps
+	$(SWIFT) build -c release --product gradaccum
+	@mkdir -p build/lib
+	@cp -f "$$($(SWIFT) build -c release --show-bin-path)/libgradaccum.so" $(LIBRARY).new
+	@strip --strip-unneeded $(LIBRARY).new
+	@mv -f $(LIBRARY).new $(LIBRARY)
+	@ln -sf libgradaccum.so.1 build/lib/libgradaccum.so
+
+# What is missing of oneDNN, installed by its package name.
+deps:
+	@test -e /usr/include/dnnl.h || scripts/install-packages.sh libdnnl-dev
+
+examples: library $(EXAMPLES)
+
+build/examples/%: examples/c/%.c $(wildcard examples/c/*.h) include/gradaccum.h $(LIBRARY)
+	@mkdir -p build/examples
+	$(CC) -std=c99 -O2 -Wall -Wextra -pedantic -Iinclude $< -o $@ -Lbuild/lib -lgradaccum -lm -Wl,-rpath,'$$ORIGIN/../lib'
+
+demo: examples
+	@if [ -z "$(TEXT)" ]; then command -v bible >/dev/null || scripts/install-packages.sh bible-kjv; fi
+	@TEXT="$(TEXT)" examples/demo.sh
+
+test: test-header test-swift test-python
+
+test-header: library
+	Tests/header/check_header.sh
+	Tests/header/check_library.sh $(LIBRARY)
+	Tests/header/check_kernels.sh "$$($(SWIFT) build -c release --show-bin-path)"
+
+test-swift: deps
+	$(SWIFT) test -c release
+
+test-python: examples $(VENV)/ready
+	@command -v bible >/dev/null || scripts/install-packages.sh bible-kjv
+	GRADACCUM_LIBRARY=$(CURDIR)/$(LIBRARY) $(VENV)/bin/python -m pytest Tests/python -q
+
+$(VENV)/ready: Tests/python/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r Tests/python/requirements.txt
+	@touch $@
+
+format:
+	$(SWIFT) format -i -r Package.swift Sources Tests
+
+clean:
+	rm -rf build .build

@@ -1,0 +1,52 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let strict: [SwiftSetting] = [.treatAllWarnings(as: .error), .enableUpcomingFeature("MemberImportVisibility")]
+
+/// One kernel source is built once per instruction set; `-fno-math-errno` lets square roots vectorise.
+func kernels(_ clangFlags: [String], fma: Bool) -> [SwiftSetting] {
+    let flags = (["-fno-math-errno"] + clangFlags).flatMap { ["-Xcc", $0] }
+    return strict + [.unsafeFlags(flags)] + (fma ? [.define("FMA")] : [])
+}
+
+let package = Package(
+    name: "gradaccum",
+    products: [
+        .library(name: "gradaccum", type: .dynamic, targets: ["GradAccumShared"]),
+        .library(name: "GradAccum", targets: ["GradAccum"]),
+    ],
+    targets: [
+        .systemLibrary(name: "CGradAccum", path: "include"),
+        .target(
+            name: "CShims",
+            cSettings: [.unsafeFlags(["-Wall", "-Wextra", "-Werror", "-fvisibility=hidden"])],
+            linkerSettings: [.linkedLibrary("dnnl"), .linkedLibrary("gomp")]),
+        .target(name: "Kernels", dependencies: ["CShims"], swiftSettings: kernels([], fma: false)),
+        .target(
+            name: "KernelsAVX2", dependencies: ["CShims"],
+            swiftSettings: kernels(["-march=x86-64-v3"], fma: true)),
+        .target(
+            name: "KernelsAVX512", dependencies: ["CShims"],
+            swiftSettings: kernels(["-march=x86-64-v4", "-mprefer-vector-width=512"], fma: true)),
+        .target(
+            name: "GradAccum", dependencies: ["CShims", "Kernels", "KernelsAVX2", "KernelsAVX512"],
+            swiftSettings: strict, linkerSettings: [.linkedLibrary("m")]),
+        .target(
+            name: "GradAccumC", dependencies: ["GradAccum", "CGradAccum", "CShims"], swiftSettings: strict),
+        .target(
+            name: "GradAccumShared", dependencies: ["GradAccumC"], swiftSettings: strict,
+            linkerSettings: [
+                .unsafeFlags([
+                    "-static-stdlib",
+                    "-Xlinker", "--version-script=\(Context.packageDirectory)/gradaccum.map",
+                    "-Xlinker", "-soname=libgradaccum.so.1",
+                    "-Xlinker", "-z", "-Xlinker", "nodelete",
+                    "-Xlinker", "--gc-sections",
+                ])
+            ]),
+        .testTarget(
+            name: "KernelsTests", dependencies: ["CShims", "Kernels", "KernelsAVX2", "KernelsAVX512"],
+            swiftSettings: strict),
+        .testTarget(name: "GradAccumTests", dependencies: ["GradAccum", "CShims"], swiftSettings: strict),
+    ]
+)

@@ -1,0 +1,136 @@
+/*
+ * The border between the kernels and the library: one table of functions per instruction set.
+ *
+ * A kernel loops over raw memory: no allocation, no error, no object, no thread. Pointers may be unaligned
+ * and sizes may be zero. Outputs do not overlap inputs unless a function says that they may.
+ *   accumulate: 0 stores the result over out; otherwise out is loaded first and the result added to it.
+ *   rows x cols arrays are contiguous unless a leading dimension (ld..., in elements) is given.
+ * Results depend on the arguments alone, element by element or chain by chain as stated, and never on how a
+ * caller cuts a loop into calls, except where a function says what its unit is.
+ */
+#ifndef SHIMS_KERNEL_TABLE_H
+#define SHIMS_KERNEL_TABLE_H
+
+#include <stdint.h>
+
+/* Which of two operations, and what of it, an elementwise kernel computes. */
+typedef enum shims_binary { SHIMS_ADD, SHIMS_SUBTRACT, SHIMS_MULTIPLY, SHIMS_DIVIDE } shims_binary;
+typedef enum shims_unary { SHIMS_RELU, SHIMS_GELU_TANH, SHIMS_GELU_ERF } shims_unary;
+
+/* Storage formats of a floating number. */
+typedef enum shims_format { SHIMS_F32, SHIMS_BF16, SHIMS_F16 } shims_format;
+
+/* g is scaled by gradient_scale (1/weight times the clip factor) before anything else. */
+typedef struct shims_sgd {
+    float gradient_scale, learning_rate, momentum, weight_decay;
+    int32_t nesterov, first_update; /* first_update: the buffer starts as the gradient, as in PyTorch */
+} shims_sgd;
+
+/* step_size = learning_rate / (1 - beta1^t); denominator = sqrt(v) / sqrt(1 - beta2^t) + eps. */
+typedef struct shims_adam {
+    float gradient_scale, beta1, beta2, eps, step_size, inverse_sqrt_correction2;
+    float decoupled_decay; /* parameters are multiplied by this first: 1 - learning_rate * weight_decay, or 1 */
+    float l2_decay;        /* times the parameter is added to the gradient */
+} shims_adam;
+
+typedef struct shims_kernel_table {
+    /* --- elementwise ------------------------------------------------------------------------------- */
+    /* out[i] = a[i * a_step] op b[i * b_step]; a_step and b_step are 0 or 1. out may be a or b. */
+    void (*_Nonnull binary)(shims_binary op, float *_Nonnull out, const float *_Nonnull a, int64_t a_step,
+                            const float *_Nonnull b, int64_t b_step, int64_t n);
+    /* out[i] (+)= dy[i] * d(a op b)/da, or /db if side is 1. */
+    void (*_Nonnull binary_gradient)(shims_binary op, int32_t side, float *_Nonnull out,
+                                     const float *_Nonnull dy, const float *_Nonnull a, int64_t a_step,
+                                     const float *_Nonnull b, int64_t b_step, int64_t n, int32_t accumulate);
+    void (*_Nonnull unary)(shims_unary op, float *_Nonnull out, const float *_Nonnull x, int64_t n);
+    /* out[i] (+)= dy[i] * op'(x[i]) */
+    void (*_Nonnull unary_gradient)(shims_unary op, float *_Nonnull out, const float *_Nonnull dy,
+                                    const float *_Nonnull x, int64_t n, int32_t accumulate);
+    /* out[i] (+)= scale * x[i], with x in any storage format. scale 1 changes no bit. out may be x in F32. */
+    void (*_Nonnull add_scaled)(float *_Nonnull out, const void *_Nonnull x, shims_format format, float scale,
+                                int64_t n, int32_t accumulate);
+    void (*_Nonnull fill)(float *_Nonnull out, float value, int64_t n);
+    /* Conversions: to the nearest with ties to even; a NaN stays a (quiet) NaN. */
+    void (*_Nonnull to_f32)(float *_Nonnull out, const uint16_t *_Nonnull x, shims_format format, int64_t n);
+    void (*_Nonnull from_f32)(uint16_t *_Nonnull out, shims_format format, const float *_Nonnull x, int64_t n);
+
+    /* --- reductions -------------------------------------------------------------------------------- */
+    /* out[c] (+)= x[0][c] + x[1][c] + ...: one chain per column, in row order, out loaded first. */
+    void (*_Nonnull sum_rows)(float *_Nonnull out, const float *_Nonnull x, int64_t rows, int64_t cols,
+                              int64_t ldx, int32_t accumulate);
+    /* The sum of n consecutive numbers, in a fixed order that depends on n alone. */
+    float (*_Nonnull sum)(const float *_Nonnull x, int64_t n);
+    /* The sum of squares in double; NaN or infinite exactly if an x is. */
+    double (*_Nonnull sum_of_squares)(const float *_Nonnull x, int64_t n);
+    /* x[i] += y[i], returning the sum of squares of the results. */
+    double (*_Nonnull fold_sum_of_squares)(float *_Nonnull x, const float *_Nonnull y, int64_t n);
+    /* The sum of (a[i] - b[i])^2 in a fixed order that depends on n alone, in double. */
+    double (*_Nonnull squared_error)(const float *_Nonnull a, const float *_Nonnull b, int64_t n);
+    /* out[i] (+)= scale * (a[i] - b[i]) */
+    void (*_Nonnull scaled_difference)(float *_Nonnull out, const float *_Nonnull a, const float *_Nonnull b,
+                                       float scale, int64_t n, int32_t accumulate);
+    /* out[r] = sum over c of a[r][c] * b[r][c] */
+    void (*_Nonnull dot_rows)(float *_Nonnull out, const float *_Nonnull a, int64_t lda,
+                              const float *_Nonnull b, int64_t ldb, int64_t rows, int64_t cols);
+
+    /* --- rows: every row is computed alone ------------------------------------------------------------ */
+    /* out = (x - mean) * rstd * weight + bias; weight and bias may be null. mean and rstd [rows] are written. */
+    void (*_Nonnull layer_norm)(float *_Nonnull out, float *_Nonnull mean, float *_Nonnull rstd,
+                                const float *_Nonnull x, const float *_Nullable weight,
+                                const float *_Nullable bias, int64_t rows, int64_t cols, float eps);
+    /* The gradient of x; weight may be null. */
+    void (*_Nonnull layer_norm_gradient)(float *_Nonnull dx, const float *_Nonnull dy, const float *_Nonnull x,
+                                         const float *_Nonnull mean, const float *_Nonnull rstd,
+                                         const float *_Nullable weight, int64_t rows, int64_t cols,
+                                         int32_t accumulate);
+    /* dweight[c] (+)= sum over r of dy[r][c] * (x[r][c] - mean[r]) * rstd[r]: one chain per column in row
+     * order, for the columns first_col ..< last_col of rows that are cols long. */
+    void (*_Nonnull layer_norm_weight_gradient)(float *_Nonnull dweight, const float *_Nonnull dy,
+                                                const float *_Nonnull x, const float *_Nonnull mean,
+                                                const float *_Nonnull rstd, int64_t rows, int64_t cols,
+                                                int64_t first_col, int64_t last_col, int32_t accumulate);
+    /* out may be x. */
+    void (*_Nonnull softmax)(float *_Nonnull out, const float *_Nonnull x, int64_t rows, int64_t cols);
+    /* dx (+)= y * (dy - sum(dy * y)) */
+    void (*_Nonnull softmax_gradient)(float *_Nonnull dx, const float *_Nonnull dy, const float *_Nonnull y,
+                                      int64_t rows, int64_t cols, int32_t accumulate);
+    /* log_sum_exp[r] = log of the sum over c of exp(x[r][c]), the maximum taken out first. */
+    void (*_Nonnull log_sum_exp)(float *_Nonnull log_sum_exp, const float *_Nonnull x, int64_t rows,
+                                 int64_t cols);
+    /* dx[r][c] (+)= scale * (exp(x[r][c] - log_sum_exp[r]) - (c == target[r])); a negative target: 0. */
+    void (*_Nonnull cross_entropy_gradient)(float *_Nonnull dx, const float *_Nonnull x,
+                                            const float *_Nonnull log_sum_exp, const int64_t *_Nonnull targets,
+                                            float scale, int64_t rows, int64_t cols, int32_t accumulate);
+
+    /* --- causal attention, one block of rows of one head ------------------------------------------------ */
+    /* In place: row r of s [rows, cols, ld] holds raw scores; columns up to first_row + r become
+     * exp(scale * s - log_sum_exp), with log_sum_exp[r] written; the columns after it become 0. */
+    void (*_Nonnull attention_softmax)(float *_Nonnull s, float *_Nonnull log_sum_exp, int64_t rows, int64_t cols,
+                                       int64_t ld, int64_t first_row, float scale);
+    /* In place: raw scores become probabilities from the saved log_sum_exp, and dp (gradient of the
+     * probabilities) becomes the gradient of the raw scores: scale * p * (dp - delta[r]). */
+    void (*_Nonnull attention_softmax_gradient)(float *_Nonnull s, float *_Nonnull dp,
+                                                const float *_Nonnull log_sum_exp, const float *_Nonnull delta,
+                                                int64_t rows, int64_t cols, int64_t ld, int64_t first_row,
+                                                float scale);
+
+    /* --- matrix product by chains ------------------------------------------------------------------------ */
+    /* c[i][j] (+)= sum over p of a[i * a_row + p * a_col] * b[p][j], for i < m, j < n, p < k: one chain of
+     * (fused, where the instruction set has it) multiply-adds per element in order of p, c loaded first. So an
+     * element's bits do not depend on m, n or how a product over p is cut into calls that accumulate. */
+    void (*_Nonnull chain_gemm)(float *_Nonnull c, int64_t ldc, const float *_Nonnull a, int64_t a_row,
+                                int64_t a_col, const float *_Nonnull b, int64_t ldb, int64_t m, int64_t n,
+                                int64_t k, int32_t accumulate);
+    /* out[c][r] = x[r][c] */
+    void (*_Nonnull transpose)(float *_Nonnull out, int64_t ldout, const float *_Nonnull x, int64_t ldx,
+                               int64_t rows, int64_t cols);
+
+    /* --- optimizers: one pass over n elements --------------------------------------------------------------- */
+    /* buffer may be null where momentum is 0. */
+    void (*_Nonnull sgd)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nullable buffer,
+                         const shims_sgd *_Nonnull options, int64_t n);
+    void (*_Nonnull adam)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
+                          float *_Nonnull v, const shims_adam *_Nonnull options, int64_t n);
+} shims_kernel_table;
+
+#endif

@@ -1,0 +1,228 @@
+import CShims
+
+/// The window: gradients of micro-batches added up, and one update that divides by the weight that went in.
+///
+/// Gradients are added in place, in sample order, so any split of the same samples into micro-batches gives the same
+/// bits. Nothing is ever divided before ``step()``, and nothing but a step changes a parameter.
+public final class Accumulator {
+    public struct Options: Sendable {
+        /// What a loss is: the sum over its weight, or the mean.
+        public var lossReduction: Reduction
+        /// Micro-batches after which a step is due.
+        public var accumulationSteps: Int
+        /// The largest global norm of the mean gradient; nil does not clip.
+        public var maxGradNorm: Double?
+
+        public init(lossReduction: Reduction = .sum, accumulationSteps: Int = 1, maxGradNorm: Double? = nil) {
+            self.lossReduction = lossReduction
+            self.accumulationSteps = accumulationSteps
+            self.maxGradNorm = maxGradNorm
+        }
+    }
+
+    /// What has gone into the window so far.
+    private struct Window {
+        var microBatches = 0
+        var weight = 0.0
+        var loss = 0.0
+        /// A micro-batch failed half-way, so the sums are no longer those of whole micro-batches.
+        var isBroken = false
+    }
+
+    public let optimizer: Optimizer
+    public let options: Options
+    private var window = Window()
+    /// Per parameter, one sum for each of its places in the graph.
+    private var places: [[GradientBuffer]]
+
+    /// Errors: `state` if the optimizer has an accumulator; `invalidArgument` for an option outside of its range.
+    public init(_ optimizer: Optimizer, _ options: Options = Options()) throws(GAError) {
+        guard optimizer.accumulator == nil else {
+            throw GAError(.state, "accumulator: the optimizer has an accumulator: free that one first")
+        }
+        guard options.accumulationSteps >= 1 else {
+            throw GAError(
+                .invalidArgument, "accumulator: accumulation_steps is \(options.accumulationSteps): it must be at least 1")
+        }
+        if let limit = options.maxGradNorm, !limit.isFinite || limit <= 0 {
+            throw GAError(
+                .invalidArgument, "accumulator: max_grad_norm is \(limit): it must be finite and above 0, or 0 for none")
+        }
+        self.optimizer = optimizer
+        self.options = options
+        places = optimizer.parameters.map { _ in [] }
+        optimizer.accumulator = self
+    }
+
+    // MARK: Accumulate
+
+    /// Runs backward from a scalar loss and adds the gradients to the window.
+    ///
+    /// - Parameter weight: the samples or tokens that the loss stands for.
+    /// - Throws: `state` if the graph is used up or the loss is a mean where a sum is expected; `nonFinite` for such a
+    ///   loss; `invalidArgument` for a bad weight or a loss of foreign parameters. The window is then as it was, except
+    ///   after `outOfMemory` in the middle, which breaks it until ``zero()``.
+    public func accumulate(_ loss: Tensor, weight: Double) throws(GAError) {
+        try requireIntact("accumulate")
+        try requireLoss(loss)
+        try require(loss: Double(loss.floats[0]), weight: weight, "accumulate")
+        if options.lossReduction == .sum, loss.root.node?.isMean == true {
+            throw GAError(
+                .state,
+                "accumulate: loss is a mean, but the window adds up sums: use the sum reduction, or create the "
+                    + "accumulator with loss_reduction mean")
+        }
+        let graph = try Graph(of: loss, into: self)
+        window.isBroken = true
+        try graph.backward(seed: options.lossReduction == .mean ? Float(weight) : 1, into: self)
+        window.isBroken = false
+        count(loss: Double(loss.floats[0]), weight: weight)
+    }
+
+    /// Adds gradients that the caller computed, one contiguous array per parameter or nil for nothing.
+    ///
+    /// Gradients and `loss` are sums over the weight, or means where the options say so.
+    public func accumulate(
+        gradients: [UnsafeRawPointer?], _ dtype: DType = .float32, loss: Double, weight: Double
+    ) throws(GAError) {
+        try requireIntact("accumulate_gradients")
+        guard gradients.count == optimizer.parameters.count else {
+            throw GAError(
+                .invalidArgument,
+                "accumulate_gradients: count is \(gradients.count), but the optimizer has "
+                    + "\(optimizer.parameters.count) parameters")
+        }
+        guard dtype.isFloatingPoint else {
+            throw GAError(.dtype, "accumulate_gradients: dtype is \(dtype), and a floating type is needed")
+        }
+        try require(loss: loss, weight: weight, "accumulate_gradients")
+        for (parameter, gradient) in zip(optimizer.parameters, gradients) where gradient != nil {
+            try prepare(parameter, places: 1)
+        }
+        let scale = options.lossReduction == .mean ? Float(weight) : 1
+        let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
+        try Runtime.parallel(tiles: pieces.count) { [places] tile in
+            let (index, start, count) = pieces[tile]
+            let buffer = places[index][0]
+            Runtime.kernels.add_scaled(
+                buffer.tensor.floats + start, gradients[index]! + start * dtype.byteCount, dtype.format, scale,
+                Int64(count), buffer.isEmpty ? 0 : 1)
+        }
+        for (index, gradient) in gradients.enumerated() where gradient != nil { places[index][0].isEmpty = false }
+        count(loss: loss, weight: weight)
+    }
+
+    private func count(loss: Double, weight: Double) {
+        window.microBatches += 1
+        window.weight += weight
+        window.loss += options.lossReduction == .mean ? loss * weight : loss
+    }
+
+    private func require(loss: Double, weight: Double, _ operation: StaticString) throws(GAError) {
+        guard weight.isFinite && weight >= 0 else {
+            throw GAError(.invalidArgument, "\(operation): weight is \(weight): it must be finite and at least 0")
+        }
+        guard (window.weight + weight).isFinite else {
+            throw GAError(.overflow, "\(operation): weight \(weight) makes the window's total weight infinite")
+        }
+        guard loss.isFinite else {
+            throw GAError(.nonFinite, "\(operation): loss is \(loss): nothing was added; skip this micro-batch")
+        }
+    }
+
+    private func requireIntact(_ operation: StaticString) throws(GAError) {
+        guard !window.isBroken else {
+            throw GAError(
+                .state, "\(operation): an earlier accumulate failed half-way, out of memory: drop the window with zero")
+        }
+    }
+
+    /// Whether the window has as many micro-batches as the options ask for.
+    public var isStepDue: Bool { window.microBatches >= options.accumulationSteps }
+
+    // MARK: Step
+
+    /// Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
+    ///
+    /// A window that is not finite or weighs nothing is dropped without a trace. Errors: `state` if it is empty.
+    public func step() throws(GAError) -> WindowReport {
+        try requireIntact("step")
+        guard window.microBatches > 0 else {
+            throw GAError(.state, "step: the window is empty: accumulate a micro-batch first")
+        }
+        var report = WindowReport(
+            microBatches: window.microBatches, weight: window.weight,
+            loss: window.weight > 0 ? window.loss / window.weight : 0, learningRate: optimizer.learningRate)
+        defer { zero() }
+        report.outcome = window.weight > 0 ? .applied : .skippedZeroWeight
+        if report.outcome == .applied {
+            let (gradients, norm) = try fold()
+            report.gradientNorm = norm / window.weight
+            if norm.isFinite {
+                if let limit = options.maxGradNorm {
+                    // The small constant is PyTorch's, in clip_grad_norm_.
+                    report.clipFactor = min(1, limit / (report.gradientNorm + 1e-6))
+                }
+                try optimizer.apply(gradients, scale: Float(report.clipFactor / window.weight))
+            } else {
+                report.outcome = .skippedNonFinite
+            }
+        }
+        report.updateCount = optimizer.updateCount
+        return report
+    }
+
+    /// Drops what was accumulated; parameters, optimizer state and counters stay as they are.
+    public func zero() {
+        window = Window()
+        for buffers in places { for buffer in buffers { buffer.isEmpty = true } }
+    }
+
+    /// Adds the places of each parameter in their order, and takes the norm of all in the same pass.
+    ///
+    /// Returns the sums, nil for a parameter that nothing was added to, and their global 2-norm.
+    private func fold() throws(GAError) -> ([Tensor?], Double) {
+        let filled = places.map { $0.filter { !$0.isEmpty }.map(\.tensor) }
+        let pieces = Pieces(filled.map { $0.first?.elementCount ?? 0 })
+        var squares = [Double](repeating: 0, count: pieces.count)
+        try squares.withUnsafeMutableBufferPointer { (squares) throws(GAError) in
+            let squares = UnsafeMutableBufferPointer(rebasing: squares[...])
+            try Runtime.parallel(tiles: pieces.count) { tile in
+                let (index, start, count) = pieces[tile]
+                let sum = filled[index][0].floats + start
+                var square = filled[index].count == 1 ? Runtime.kernels.sum_of_squares(sum, Int64(count)) : 0
+                for other in filled[index].dropFirst() {
+                    square = Runtime.kernels.fold_sum_of_squares(sum, other.floats + start, Int64(count))
+                }
+                squares[tile] = square
+            }
+        }
+        return (filled.map(\.first), squares.reduce(0, +).squareRoot())
+    }
+
+    /// A copy of the accumulated sum of parameter `index`.
+    public func accumulatedGradient(_ index: Int) throws(GAError) -> Tensor {
+        guard optimizer.parameters.indices.contains(index) else {
+            throw GAError(
+                .index, "accumulated_gradient: index is \(index), outside of 0 ... \(optimizer.parameters.count - 1)")
+        }
+        return try sum(of: places[index], shape: optimizer.parameters[index].shape)
+    }
+}
+
+extension Accumulator: GradientSink {
+    func prepare(_ leaf: Tensor, places count: Int) throws(GAError) {
+        guard leaf.owner === optimizer else {
+            let whose = leaf.owner == nil ? "to no optimizer" : "to another optimizer"
+            throw GAError(
+                .invalidArgument,
+                "accumulate: loss depends on \(leaf.label), which belongs \(whose): detach it, or create this "
+                    + "accumulator's optimizer with it")
+        }
+        while places[leaf.indexInOwner].count < count {
+            places[leaf.indexInOwner].append(try GradientBuffer(shape: leaf.shape))
+        }
+    }
+
+    func buffer(of leaf: Tensor, place: Int) -> GradientBuffer { places[leaf.indexInOwner][place] }
+}

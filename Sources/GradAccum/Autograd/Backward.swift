@@ -1,0 +1,111 @@
+import CShims
+
+/// The recorded operations that a loss depends on, from the last to the first.
+struct Graph {
+    private var nodes: [Node] = []
+
+    /// Finds the graph and prepares `sink` for its leaves; nothing is added yet.
+    ///
+    /// A leaf that is used more than once gets one place per use, numbered in the order of the forward pass, so that the
+    /// chain of additions at each place is the same for every split.
+    init(of loss: Tensor, into sink: GradientSink) throws(GAError) {
+        let pass = Node.nextNumber()
+        let end = Node("loss", [loss], loss) { dy, gradients throws(GAError) in try gradients.pass(dy, to: 0) }
+        end.pass = pass
+        var open = [end]
+        while let node = open.popLast() {
+            try node.requireUsable()
+            nodes.append(node)
+            for input in node.inputs {
+                guard let next = input.root.node, next.pass != pass else { continue }
+                next.pass = pass
+                open.append(next)
+            }
+        }
+        nodes.sort { $0.sequence > $1.sequence }
+
+        var uses: [ObjectIdentifier: Int] = [:]
+        var leaves: [Tensor] = []
+        for node in nodes.reversed() {
+            for (index, input) in node.inputs.enumerated() where input.isGradientLeaf {
+                let leaf = input.root
+                let place = uses[ObjectIdentifier(leaf), default: 0]
+                if place == 0 { leaves.append(leaf) }
+                node.places[index] = place
+                uses[ObjectIdentifier(leaf)] = place + 1
+            }
+        }
+        for leaf in leaves { try sink.prepare(leaf, places: uses[ObjectIdentifier(leaf)]!) }
+    }
+
+    /// Lets the gradient of the loss, `seed`, flow to the leaves. The graph is used up, even where this fails.
+    func backward(seed: Float, into sink: GradientSink) throws(GAError) {
+        guard let end = nodes.first else { return }
+        defer { for node in nodes { node.gradient = nil } }
+        let gradient = try Tensor(uninitialized: end.shape, for: "gradient")
+        gradient.floats[0] = seed
+        end.gradient = gradient
+        for node in nodes { try node.run(sink) }
+    }
+}
+
+/// Errors: `shape` or `dtype` unless the tensor is one float32 number that a gradient flows to.
+func requireLoss(_ loss: Tensor) throws(GAError) {
+    guard loss.elementCount == 1 else {
+        throw GAError(.shape, "loss has shape \(loss.shape): it must be one number; sum it first")
+    }
+    try loss.require(.float32, "accumulate", "loss")
+    guard loss.requiresGrad else {
+        throw GAError(
+            .invalidArgument,
+            "loss depends on no parameter: was it computed with recording on, from tensors that require a gradient?")
+    }
+}
+
+/// Gradients of leaves as new tensors, beside any accumulator.
+private final class FreshGradients: GradientSink {
+    private var buffers: [ObjectIdentifier: [GradientBuffer]] = [:]
+
+    func prepare(_ leaf: Tensor, places: Int) throws(GAError) {
+        var list: [GradientBuffer] = []
+        for _ in 0..<places { list.append(try GradientBuffer(shape: leaf.shape)) }
+        buffers[ObjectIdentifier(leaf)] = list
+    }
+
+    func buffer(of leaf: Tensor, place: Int) -> GradientBuffer { buffers[ObjectIdentifier(leaf)]![place] }
+
+    func total(of leaf: Tensor) throws(GAError) -> Tensor {
+        try sum(of: buffers[ObjectIdentifier(leaf)] ?? [], shape: leaf.shape)
+    }
+}
+
+/// The places of a leaf added in their order, as a new tensor.
+func sum(of places: [GradientBuffer], shape: [Int]) throws(GAError) -> Tensor {
+    let total = try Tensor.zeros(shape)
+    var accumulate: Int32 = 0
+    for place in places where !place.isEmpty {
+        try elementwise(total.elementCount) { start, count in
+            Runtime.kernels.add_scaled(
+                total.floats + start, place.tensor.floats + start, place.tensor.dtype.format, 1, Int64(count), accumulate)
+        }
+        accumulate = 1
+    }
+    return total
+}
+
+extension Tensor {
+    /// The gradients of this scalar with respect to leaves, as new tensors; the graph is used up.
+    public func gradients(of inputs: [Tensor]) throws(GAError) -> [Tensor] {
+        try requireLoss(self)
+        for input in inputs {
+            guard input.isGradientLeaf && input.root === input else {
+                throw GAError(.invalidArgument, "gradients: \(input.label) in inputs is not a leaf that requires a gradient")
+            }
+        }
+        let sink = FreshGradients()
+        try Graph(of: self, into: sink).backward(seed: 1, into: sink)
+        var result: [Tensor] = []
+        for input in inputs { result.append(try sink.total(of: input)) }
+        return result
+    }
+}

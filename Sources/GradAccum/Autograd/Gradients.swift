@@ -1,0 +1,122 @@
+import CShims
+
+/// The sum of a leaf's gradients from one place in the graph: contiguous float32 in the shape of the leaf.
+final class GradientBuffer {
+    let tensor: Tensor
+    /// Nothing has been added yet: the elements mean zero, whatever they hold.
+    var isEmpty = true
+
+    init(shape: [Int]) throws(GAError) {
+        tensor = try Tensor(uninitialized: shape, for: "gradient")
+    }
+}
+
+/// Where the gradients of leaves go.
+protocol GradientSink: AnyObject {
+    /// Errors: the leaf's gradient has no place to go.
+    func prepare(_ leaf: Tensor, places: Int) throws(GAError)
+    func buffer(of leaf: Tensor, place: Int) -> GradientBuffer
+}
+
+/// Where one operation's backward adds the gradients of its inputs.
+///
+/// Destinations are contiguous in the shape of the input, and loaded first when something is there already. For a leaf
+/// this is its accumulator itself, so a kernel that adds sample after sample extends one chain over all micro-batches.
+struct Gradients {
+    private let inputs: [Tensor]
+    private let places: [Int]
+    private let sink: GradientSink
+
+    init(_ inputs: [Tensor], _ places: [Int], _ sink: GradientSink) {
+        self.inputs = inputs
+        self.places = places
+        self.sink = sink
+    }
+
+    func needed(_ input: Int) -> Bool { inputs[input].requiresGrad }
+
+    /// Calls `body(destination, accumulate)` if the input needs a gradient. `zeroed`: the body adds to some elements only.
+    func add(
+        to input: Int, zeroed: Bool = false,
+        _ body: (UnsafeMutablePointer<Float>, Int32) throws(GAError) -> Void
+    ) throws(GAError) {
+        guard needed(input) else { return }
+        let x = inputs[input]
+        let (view, accumulate) = try open(input, zeroed: zeroed)
+        guard !x.isContiguous else { return try body(view, accumulate) }
+        let temporary = try Tensor(uninitialized: x.shape, for: "gradient")
+        if accumulate != 0 {
+            try StridedCopy(x.shape, from: x.strides, to: temporary.strides, elementBytes: 4)
+                .run(from: view, to: temporary.floats)
+        }
+        try body(temporary.floats, accumulate)
+        try StridedCopy(x.shape, from: temporary.strides, to: x.strides, elementBytes: 4)
+            .run(from: temporary.floats, to: view)
+    }
+
+    /// The destination for the gradient of a needed input, in the input's own strides, with something to add to: zeros
+    /// if there was nothing. Several inputs may share it.
+    func openStrided(_ input: Int) throws(GAError) -> UnsafeMutablePointer<Float> {
+        try open(input, zeroed: true).0
+    }
+
+    /// Adds a whole gradient, without a copy where it is the first and the input is no view.
+    func pass(_ gradient: Tensor, to input: Int) throws(GAError) {
+        guard needed(input) else { return }
+        let x = inputs[input]
+        if let node = x.node, node.gradient == nil {
+            node.gradient = Tensor(gradient.storage, .float32, x.shape, strides: x.strides, offset: gradient.offset)
+            return
+        }
+        try add(to: input) { (out, accumulate) throws(GAError) in
+            try elementwise(gradient.elementCount) { start, count in
+                Runtime.kernels.add_scaled(out + start, gradient.floats + start, SHIMS_F32, 1, Int64(count), accumulate)
+            }
+        }
+    }
+
+    /// The gradient of a needed input in its root's gradient, and 1 if it has a value to add to.
+    private func open(_ input: Int, zeroed: Bool) throws(GAError) -> (UnsafeMutablePointer<Float>, Int32) {
+        let x = inputs[input]
+        let root = x.root
+        let isPartial = zeroed || x.elementCount != root.elementCount
+        let whole: Tensor
+        var isEmpty = false
+        if let node = root.node {
+            if node.gradient == nil {
+                node.gradient = try Tensor(uninitialized: root.shape, for: "gradient")
+                isEmpty = true
+            } else {
+                try makeUnique(&node.gradient!)
+            }
+            whole = node.gradient!
+        } else {
+            let buffer = sink.buffer(of: root, place: places[input])
+            isEmpty = buffer.isEmpty
+            buffer.isEmpty = false
+            whole = buffer.tensor
+        }
+        if isEmpty && isPartial {
+            try elementwise(whole.elementCount) { start, count in
+                Runtime.kernels.fill(whole.floats + start, 0, Int64(count))
+            }
+        }
+        return (whole.floats + (x.offset - root.offset), isEmpty && !isPartial ? 0 : 1)
+    }
+
+    /// A gradient that was passed on without a copy is copied before it is added to.
+    private func makeUnique(_ gradient: inout Tensor) throws(GAError) {
+        if isKnownUniquelyReferenced(&gradient) && isKnownUniquelyReferenced(&gradient.storage) { return }
+        let shared = gradient
+        let copy = try Tensor(uninitialized: shared.shape, for: "gradient")
+        try elementwise(copy.elementCount) { start, count in
+            Runtime.kernels.add_scaled(copy.floats + start, shared.floats + start, SHIMS_F32, 1, Int64(count), 0)
+        }
+        gradient = copy
+    }
+}
+
+/// Runs `body(start, count)` over elements that are computed one by one.
+func elementwise(_ count: Int, _ body: (Int, Int) throws(GAError) -> Void) throws(GAError) {
+    try Runtime.parallel(count: count, grain: 16384, body)
+}

@@ -1,0 +1,101 @@
+import CShims
+import Synchronization
+
+/// One recorded operation: what it read, and how a gradient flows back through it.
+final class Node {
+    /// Adds the gradients of the inputs, given the contiguous gradient of the output.
+    typealias Backward = (Tensor, Gradients) throws(GAError) -> Void
+
+    let operation: StaticString
+    /// The order of recording, which is an order of computation.
+    let sequence: UInt64
+    /// Of the output.
+    let shape: [Int]
+    /// Whether the output is a mean over samples, which must not be mistaken for a sum.
+    let isMean: Bool
+    private(set) var inputs: [Tensor]
+    private let versions: [Int]
+    private var backward: Backward?
+
+    /// The gradient of the output, while a backward pass adds to it.
+    var gradient: Tensor?
+    /// For an input that is a leaf: which of the leaf's places in the graph this is.
+    var places: [Int]
+    /// The backward pass that found this node last.
+    var pass: UInt64 = 0
+
+    private static let counter = Atomic<UInt64>(1)
+    static func nextNumber() -> UInt64 { counter.add(1, ordering: .relaxed).oldValue }
+
+    init(
+        _ operation: StaticString, _ inputs: [Tensor], _ output: Tensor, isMean: Bool = false,
+        backward: @escaping Backward
+    ) {
+        self.operation = operation
+        self.inputs = inputs
+        self.isMean = isMean
+        self.backward = backward
+        shape = output.shape
+        sequence = Node.nextNumber()
+        versions = inputs.map(\.storage.version)
+        places = [Int](repeating: 0, count: inputs.count)
+    }
+
+    /// Errors: `state` if the node is used up or an input has been written to since it was read.
+    func requireUsable() throws(GAError) {
+        guard backward != nil else {
+            throw GAError(
+                .state, "the graph is used up: its \(operation) has gone through backward already; compute the loss anew")
+        }
+        for (input, version) in zip(inputs, versions) where input.storage.version != version {
+            throw GAError(
+                .state,
+                "\(input.label), read by \(operation), has changed since the forward pass: compute the loss anew")
+        }
+    }
+
+    /// Lets the gradient flow to the inputs and drops what was saved for it.
+    func run(_ sink: GradientSink) throws(GAError) {
+        let backward = self.backward
+        let dy = gradient
+        defer { useUp() }
+        guard let backward, let dy else { return }
+        gradient = nil
+        try backward(dy, Gradients(inputs, places, sink))
+    }
+
+    private func useUp() {
+        gradient = nil
+        let load = Load(inputs: inputs, backward: backward)
+        inputs = []
+        backward = nil
+        load.drop()
+    }
+
+    deinit { useUp() }
+}
+
+/// What a node held on to, on its way out.
+///
+/// Freeing it can free further nodes, down a chain as long as the graph is deep; a list per thread makes a loop of
+/// what would be a recursion.
+private struct Load {
+    let inputs: [Tensor]
+    let backward: Node.Backward?
+
+    private final class List { var loads: [Load] = [] }
+
+    func drop() {
+        guard !inputs.isEmpty || backward != nil else { return }
+        let slot = Int32(SHIMS_SLOT_TRASH)
+        if let open = shims_thread_slot(slot) {
+            Unmanaged<List>.fromOpaque(open).takeUnretainedValue().loads.append(self)
+            return
+        }
+        let list = List()
+        shims_set_thread_slot(slot, Unmanaged.passUnretained(list).toOpaque())
+        list.loads.append(self)
+        while let load = list.loads.popLast() { _ = consume load }
+        shims_set_thread_slot(slot, nil)
+    }
+}

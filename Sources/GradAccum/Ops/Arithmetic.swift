@@ -1,0 +1,105 @@
+import CShims
+
+extension Tensor {
+    public static func + (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_ADD, "add", a, b) }
+    public static func - (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_SUBTRACT, "subtract", a, b) }
+    public static func * (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_MULTIPLY, "multiply", a, b) }
+    public static func / (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_DIVIDE, "divide", a, b) }
+}
+
+/// a op b, element by element, with broadcasting.
+private func binary(_ op: shims_binary, _ name: StaticString, _ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
+    try a.require(.float32, name, "a")
+    try b.require(.float32, name, "b")
+    let shape = try Shape.broadcast(a.shape, b.shape, name)
+    let out = try Tensor(uninitialized: shape, for: name)
+    let left = try a.packedData()
+    let right = try b.packedData()
+    let runs = Runs(shape, Shape.broadcastStrides(a.shape, to: shape), Shape.broadcastStrides(b.shape, to: shape))
+    try runs.forEach { position, offsetA, offsetB, count in
+        Runtime.kernels.binary(
+            op, out.floats + position, left.floats + offsetA, Int64(runs.innerA), right.floats + offsetB,
+            Int64(runs.innerB), Int64(count))
+    }
+    let node = Node(name, [a, b], out) { dy, gradients throws(GAError) in
+        for side in 0..<2 where gradients.needed(side) {
+            let target = side == 0 ? a.shape : b.shape
+            let isPlain = op == SHIMS_ADD || (op == SHIMS_SUBTRACT && side == 0)
+            if isPlain && target == shape {
+                try gradients.pass(dy, to: side)
+                continue
+            }
+            func write(_ destination: UnsafeMutablePointer<Float>, _ accumulate: Int32) throws(GAError) {
+                try runs.forEach { position, offsetA, offsetB, count in
+                    Runtime.kernels.binary_gradient(
+                        op, Int32(side), destination + position, dy.floats + position, left.floats + offsetA,
+                        Int64(runs.innerA), right.floats + offsetB, Int64(runs.innerB), Int64(count), accumulate)
+                }
+            }
+            if target == shape {
+                try gradients.add(to: side, write)
+                continue
+            }
+            let full = isPlain ? dy : try Tensor(uninitialized: shape, for: name)
+            if !isPlain { try write(full.floats, 0) }
+            try gradients.add(to: side) { (out, accumulate) throws(GAError) in
+                try sum(full.floats, shape, into: out, shapedLike: target, accumulate)
+            }
+        }
+    }
+    return out.recorded(node, from: a, b)
+}
+
+/// A walk over a broadcast shape in runs along which each operand advances by one or stands still.
+struct Runs {
+    private var sizes: [Int] = []
+    private var stridesA: [Int] = []
+    private var stridesB: [Int] = []
+
+    init(_ shape: [Int], _ a: [Int], _ b: [Int]) {
+        for axis in shape.indices where shape[axis] != 1 {
+            if let last = sizes.indices.last, stridesA[last] == a[axis] * shape[axis],
+                stridesB[last] == b[axis] * shape[axis]
+            {
+                sizes[last] *= shape[axis]
+                stridesA[last] = a[axis]
+                stridesB[last] = b[axis]
+            } else {
+                sizes.append(shape[axis])
+                stridesA.append(a[axis])
+                stridesB.append(b[axis])
+            }
+        }
+        if sizes.isEmpty { (sizes, stridesA, stridesB) = ([1], [1], [1]) }
+    }
+
+    /// Steps of the operands within a run: 0 or 1, as both are contiguous.
+    var innerA: Int { stridesA[stridesA.count - 1] }
+    var innerB: Int { stridesB[stridesB.count - 1] }
+
+    /// Calls `body(position, offsetA, offsetB, count)`; the pieces lie one after another at `position`.
+    func forEach(_ body: (Int, Int, Int, Int) -> Void) throws(GAError) {
+        let inner = sizes.count - 1
+        let size = sizes[inner]
+        guard size > 0 else { return }
+        let outer = sizes[..<inner].reduce(1, *)
+        let pieces = Blocks(size, largest: 16384)
+        let rowsPerTile = max(1, 16384 / size)
+        try Runtime.parallel(count: outer * pieces.count, grain: pieces.count > 1 ? 1 : rowsPerTile) { first, count in
+            for item in first..<(first + count) {
+                let row = item / pieces.count
+                let start = pieces.start(item % pieces.count)
+                var rest = row
+                var offsetA = start * innerA
+                var offsetB = start * innerB
+                for axis in stride(from: inner - 1, through: 0, by: -1) {
+                    let index = rest % sizes[axis]
+                    rest /= sizes[axis]
+                    offsetA += index * stridesA[axis]
+                    offsetB += index * stridesB[axis]
+                }
+                body(row * size + start, offsetA, offsetB, pieces.count(item % pieces.count))
+            }
+        }
+    }
+}

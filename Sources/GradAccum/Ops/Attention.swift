@@ -1,0 +1,157 @@
+import CShims
+
+extension Tensor {
+    /// Causal multi-head attention with these queries and `k`, `v`, all [batch, time, channels], cut into `heads`.
+    ///
+    /// Position t attends to 0 ... t with scores scaled by 1/sqrt(channels / heads). Scores are made for a block of
+    /// queries at a time and made again for the gradient, from the log-sum-exp of their rows (Dao et al., arXiv 2205.14135).
+    public func causalAttention(_ k: Tensor, _ v: Tensor, heads: Int) throws(GAError) -> Tensor {
+        for (tensor, argument) in [(self, "q" as StaticString), (k, "k"), (v, "v")] {
+            try tensor.require(.float32, "causal_attention", argument)
+            guard tensor.rank == 3 else {
+                throw GAError(
+                    .shape, "causal_attention: \(argument) has shape \(tensor.shape), and [batch, time, channels] is needed")
+            }
+            try tensor.require(shape: shape, "causal_attention", argument)
+        }
+        guard heads > 0 && shape[2] % heads == 0 else {
+            throw GAError(
+                .invalidArgument, "causal_attention: heads is \(heads), which does not divide the \(shape[2]) channels")
+        }
+        let attention = AttentionShape(shape, heads: heads)
+        let out = try Tensor(uninitialized: shape, for: "causal_attention")
+        let logSumExp = try Tensor(uninitialized: [attention.batch, heads, attention.time], for: "causal_attention")
+        let operands = try [self, k, v].map { (operand) throws(GAError) in
+            isRowStrided(operand) ? operand : try operand.packedData()
+        }
+        let (query, key, value) = (operands[0], operands[1], operands[2])
+        try attention.forward(Heads(out), Heads(query), Heads(key), Heads(value), logSumExp.floats)
+
+        // The node must not hold its own output, or neither would ever be freed.
+        let result = out.detached()
+        let inputs = [self, k, v]
+        let isDirect = zip(inputs, operands).allSatisfy { $0 === $1 && $0.requiresGrad }
+        let node = Node("causal_attention", inputs, out) { dy, gradients throws(GAError) in
+            func run(_ dq: Heads, _ dk: Heads, _ dv: Heads) throws(GAError) {
+                try attention.backward(
+                    dq, dk, dv, Heads(query), Heads(key), Heads(value), Heads(result), Heads(dy), logSumExp.floats)
+            }
+            if isDirect {
+                let dq = Heads(try gradients.openStrided(0), query.strides)
+                let dk = Heads(try gradients.openStrided(1), key.strides)
+                let dv = Heads(try gradients.openStrided(2), value.strides)
+                try run(dq, dk, dv)
+                return
+            }
+            let scratch = try inputs.map { (input) throws(GAError) in try Tensor.zeros(input.shape) }
+            try run(Heads(scratch[0]), Heads(scratch[1]), Heads(scratch[2]))
+            for input in 0..<3 { try gradients.pass(scratch[input], to: input) }
+        }
+        return out.recorded(node, from: inputs)
+    }
+}
+
+/// Whether the products can read the heads of [batch, time, channels] in place.
+private func isRowStrided(_ x: Tensor) -> Bool { x.strides[2] == 1 && x.strides[1] >= x.shape[2] }
+
+/// [batch, time, channels] as one matrix [time, channels / heads] per batch entry and head.
+private struct Heads {
+    private let address: UnsafeMutablePointer<Float>
+    private let batchStep: Int
+    private let row: Int
+
+    init(_ address: UnsafeMutablePointer<Float>, _ strides: [Int]) {
+        self.address = address
+        batchStep = strides[0]
+        row = strides[1]
+    }
+
+    init(_ tensor: Tensor) { self.init(tensor.floats, tensor.strides) }
+
+    func matrix(_ batch: Int, channel: Int) -> Matrix { Matrix(address + (batch * batchStep + channel), row: row) }
+}
+
+/// The loops of attention over batch entries, heads and blocks of queries.
+private struct AttentionShape {
+    let batch: Int
+    let time: Int
+    let heads: Int
+    let channels: Int
+    private let blocks: Blocks
+    private let scale: Float
+
+    init(_ shape: [Int], heads: Int) {
+        batch = shape[0]
+        time = shape[1]
+        self.heads = heads
+        channels = shape[2] / heads
+        blocks = Blocks(time, largest: 64)
+        scale = 1 / Float(max(channels, 1)).squareRoot()
+    }
+
+    /// One tile per batch entry and head, which no other writes to.
+    private func forEachHead(_ body: (Int, Int) throws(GAError) -> Void) throws(GAError) {
+        guard time > 0 else { return }
+        try Runtime.parallel(tiles: batch * heads) { tile throws(GAError) in try body(tile / heads, tile % heads) }
+    }
+
+    func forward(
+        _ out: Heads, _ query: Heads, _ key: Heads, _ value: Heads, _ logSumExp: UnsafeMutablePointer<Float>
+    ) throws(GAError) {
+        try forEachHead { (entry, head) throws(GAError) in
+            let scratch = try Tensor(uninitialized: [blocks.count(0), time], for: "causal_attention")
+            let channel = head * channels
+            let (o, q) = (out.matrix(entry, channel: channel), query.matrix(entry, channel: channel))
+            let (k, v) = (key.matrix(entry, channel: channel), value.matrix(entry, channel: channel))
+            for block in 0..<blocks.count {
+                let start = blocks.start(block)
+                let rows = blocks.count(block)
+                let seen = start + rows
+                let scores = Matrix(scratch.floats, row: seen)
+                try MatrixProduct.gemm(scores, q.at(start, 0), k.transposed, m: rows, n: seen, k: channels, accumulate: 0)
+                Runtime.kernels.attention_softmax(
+                    scores.address, logSumExp + ((entry * heads + head) * time + start), Int64(rows), Int64(seen),
+                    Int64(seen), Int64(start), scale)
+                try MatrixProduct.gemm(o.at(start, 0), scores, v, m: rows, n: channels, k: seen, accumulate: 0)
+            }
+        }
+    }
+
+    /// Adds to `dq`, `dk` and `dv`.
+    func backward(
+        _ dq: Heads, _ dk: Heads, _ dv: Heads, _ query: Heads, _ key: Heads, _ value: Heads, _ out: Heads,
+        _ dy: Heads, _ logSumExp: UnsafeMutablePointer<Float>
+    ) throws(GAError) {
+        try forEachHead { (entry, head) throws(GAError) in
+            let rowsOfBlock = blocks.count(0)
+            let scratch = try Tensor(uninitialized: [2 * rowsOfBlock, time], for: "causal_attention")
+            let delta = try Tensor(uninitialized: [rowsOfBlock], for: "causal_attention")
+            let channel = head * channels
+            let (q, k) = (query.matrix(entry, channel: channel), key.matrix(entry, channel: channel))
+            let (v, o) = (value.matrix(entry, channel: channel), out.matrix(entry, channel: channel))
+            let (dqs, dks) = (dq.matrix(entry, channel: channel), dk.matrix(entry, channel: channel))
+            let (dvs, dos) = (dv.matrix(entry, channel: channel), dy.matrix(entry, channel: channel))
+            for block in 0..<blocks.count {
+                let start = blocks.start(block)
+                let rows = blocks.count(block)
+                let seen = start + rows
+                let scores = Matrix(scratch.floats, row: seen)
+                let dScores = Matrix(scratch.floats + rowsOfBlock * time, row: seen)
+                let doBlock = dos.at(start, 0)
+                let oBlock = o.at(start, 0)
+                Runtime.kernels.dot_rows(
+                    delta.floats, doBlock.address, Int64(doBlock.row), oBlock.address, Int64(oBlock.row), Int64(rows),
+                    Int64(channels))
+                try MatrixProduct.gemm(scores, q.at(start, 0), k.transposed, m: rows, n: seen, k: channels, accumulate: 0)
+                try MatrixProduct.gemm(dScores, doBlock, v.transposed, m: rows, n: seen, k: channels, accumulate: 0)
+                Runtime.kernels.attention_softmax_gradient(
+                    scores.address, dScores.address, logSumExp + ((entry * heads + head) * time + start), delta.floats,
+                    Int64(rows), Int64(seen), Int64(seen), Int64(start), scale)
+                try MatrixProduct.gemm(dvs, scores.transposed, doBlock, m: seen, n: channels, k: rows, accumulate: 1)
+                try MatrixProduct.gemm(dqs.at(start, 0), dScores, k, m: rows, n: channels, k: seen, accumulate: 1)
+                try MatrixProduct.gemm(
+                    dks, dScores.transposed, q.at(start, 0), m: seen, n: channels, k: rows, accumulate: 1)
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+import CShims
+
+extension Tensor {
+    /// This tensor [..., in] times the transpose of `weight` [out, in], plus `bias` [out]: [..., out].
+    public func linear(_ weight: Tensor, _ bias: Tensor? = nil) throws(GAError) -> Tensor {
+        try require(.float32, "linear", "x")
+        try weight.require(.float32, "linear", "weight")
+        try require(rank: 1, "linear", "x")
+        guard weight.rank == 2 && weight.shape[1] == shape[rank - 1] else {
+            throw GAError(
+                .shape, "linear: weight has shape \(weight.shape), and [out, \(shape[rank - 1])] is needed for x \(shape)")
+        }
+        if let bias {
+            try bias.require(.float32, "linear", "bias")
+            try bias.require(shape: [weight.shape[0]], "linear", "bias")
+        }
+        let layer = LinearLayer(x: shape, out: weight.shape[0])
+        let out = try Tensor(uninitialized: Array(shape.dropLast()) + [layer.n], for: "linear")
+        let x = try packedData()
+        let w = try weight.packedData()
+        let b = try bias?.packedData()
+        try layer.forward(out.floats, x.floats, w.floats, b?.floats)
+        func backward(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
+            try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
+                try layer.inputGradient(dx, dy.floats, w.floats, accumulate)
+            }
+            try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
+                try layer.weightGradient(dw, dy.floats, x.floats, accumulate)
+            }
+            guard bias != nil else { return }
+            try gradients.add(to: 2) { (db, accumulate) throws(GAError) in
+                try sumRows(db, dy.floats, rows: layer.samples * layer.rows, columns: layer.n, accumulate)
+            }
+        }
+        guard let bias else {
+            return out.recorded(Node("linear", [self, weight], out, backward: backward), from: self, weight)
+        }
+        return out.recorded(Node("linear", [self, weight, bias], out, backward: backward), from: self, weight, bias)
+    }
+}
+
+/// The products of a linear layer: y [samples, rows, n] = x [samples, rows, k] w^T, with w [n, k].
+///
+/// Where a sample has many rows, one product per sample: no product spans two samples, so that none depends on how many
+/// are computed together, and the weight gradient is a chain of products in sample order. Where it has few, chains of
+/// single multiply-adds over all rows.
+private struct LinearLayer {
+    let samples: Int
+    let rows: Int
+    let n: Int
+    let k: Int
+
+    init(x shape: [Int], out: Int) {
+        let rank = shape.count
+        samples = rank < 2 ? 1 : shape[0]
+        rows = rank < 3 ? 1 : shape[1..<(rank - 1)].reduce(1, *)
+        k = shape[rank - 1]
+        n = out
+    }
+
+    private var hasFewRows: Bool { rows < MatrixProduct.fewRows }
+    private var xSample: Int { rows * k }
+    private var ySample: Int { rows * n }
+
+    func forward(
+        _ y: UnsafeMutablePointer<Float>, _ x: UnsafeMutablePointer<Float>, _ w: UnsafeMutablePointer<Float>,
+        _ bias: UnsafeMutablePointer<Float>?
+    ) throws(GAError) {
+        let weight = Matrix(w, row: k).transposed
+        if hasFewRows {
+            let count = samples * rows
+            if let bias {
+                try elementwiseRows(count) { row in
+                    Runtime.kernels.add_scaled(y + row * n, bias, SHIMS_F32, 1, Int64(n), 0)
+                }
+            }
+            try MatrixProduct.chains(
+                Matrix(y, row: n), Matrix(x, row: k), weight, m: count, n: n, k: k, accumulate: bias == nil ? 0 : 1)
+            return
+        }
+        try perSample(columns: n) { (sample, row, rowCount, column, columnCount) throws(GAError) in
+            try MatrixProduct.gemm(
+                Matrix(y + sample * ySample, row: n).at(row, column), Matrix(x + sample * xSample, row: k).at(row, 0),
+                weight.at(0, column), m: rowCount, n: columnCount, k: k, accumulate: 0, bias: bias.map { $0 + column })
+        }
+    }
+
+    func inputGradient(
+        _ dx: UnsafeMutablePointer<Float>, _ dy: UnsafeMutablePointer<Float>, _ w: UnsafeMutablePointer<Float>,
+        _ accumulate: Int32
+    ) throws(GAError) {
+        let weight = Matrix(w, row: k)
+        if hasFewRows {
+            try MatrixProduct.chains(
+                Matrix(dx, row: k), Matrix(dy, row: n), weight, m: samples * rows, n: k, k: n, accumulate: accumulate)
+            return
+        }
+        try perSample(columns: k) { (sample, row, rowCount, column, columnCount) throws(GAError) in
+            try MatrixProduct.gemm(
+                Matrix(dx + sample * xSample, row: k).at(row, column), Matrix(dy + sample * ySample, row: n).at(row, 0),
+                weight.at(0, column), m: rowCount, n: columnCount, k: n, accumulate: accumulate)
+        }
+    }
+
+    func weightGradient(
+        _ dw: UnsafeMutablePointer<Float>, _ dy: UnsafeMutablePointer<Float>, _ x: UnsafeMutablePointer<Float>,
+        _ accumulate: Int32
+    ) throws(GAError) {
+        if hasFewRows {
+            try MatrixProduct.chains(
+                Matrix(dw, row: k), Matrix(dy, row: n).transposed, Matrix(x, row: k), m: n, n: k, k: samples * rows,
+                accumulate: accumulate)
+            return
+        }
+        let outputs = Blocks(n, largest: 128)
+        let inputs = Blocks(k, largest: 768)
+        try Runtime.parallel(tiles: outputs.count * inputs.count) { tile throws(GAError) in
+            let i = tile / inputs.count
+            let j = tile % inputs.count
+            for sample in 0..<samples {
+                try MatrixProduct.gemm(
+                    Matrix(dw, row: k).at(outputs.start(i), inputs.start(j)),
+                    Matrix(dy + sample * ySample, row: n).transposed.at(outputs.start(i), 0),
+                    Matrix(x + sample * xSample, row: k).at(0, inputs.start(j)), m: outputs.count(i),
+                    n: inputs.count(j), k: rows, accumulate: sample == 0 ? accumulate : 1)
+            }
+        }
+    }
+
+    /// Runs `body(sample, row, rowCount, column, columnCount)` for the tiles of every sample's output.
+    private func perSample(
+        columns: Int, _ body: (Int, Int, Int, Int, Int) throws(GAError) -> Void
+    ) throws(GAError) {
+        let rowBlocks = Blocks(rows, largest: MatrixProduct.rowsPerTile)
+        let columnBlocks = Blocks(columns, largest: MatrixProduct.columnsPerTile)
+        let perSample = rowBlocks.count * columnBlocks.count
+        try Runtime.parallel(tiles: samples * perSample) { tile throws(GAError) in
+            let row = tile % perSample / columnBlocks.count
+            let column = tile % columnBlocks.count
+            try body(
+                tile / perSample, rowBlocks.start(row), rowBlocks.count(row), columnBlocks.start(column),
+                columnBlocks.count(column))
+        }
+    }
+}
+
+/// Runs `body(row)` for every row, some rows to a tile.
+func elementwiseRows(_ rows: Int, _ body: (Int) -> Void) throws(GAError) {
+    try Runtime.parallel(count: rows, grain: 32) { first, count in
+        for row in first..<(first + count) { body(row) }
+    }
+}
+
+/// out [columns] (+)= the rows of x [rows, columns] one after another: one chain per column.
+func sumRows(
+    _ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, rows: Int, columns: Int, _ accumulate: Int32
+) throws(GAError) {
+    try Runtime.parallel(count: columns, grain: 64) { start, count in
+        Runtime.kernels.sum_rows(out + start, x + start, Int64(rows), Int64(count), Int64(columns), accumulate)
+    }
+}

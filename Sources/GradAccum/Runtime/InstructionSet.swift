@@ -1,0 +1,48 @@
+import CShims
+import Glibc
+import Kernels
+import KernelsAVX2
+import KernelsAVX512
+
+/// The builds of the kernels, from the one that every x86-64 has to the widest.
+public enum InstructionSet: Int32, CaseIterable, Comparable, Sendable {
+    case baseline = 0
+    case avx2 = 1
+    case avx512 = 2
+
+    public static func < (a: InstructionSet, b: InstructionSet) -> Bool { a.rawValue < b.rawValue }
+
+    public var name: StaticString {
+        switch self {
+        case .baseline: "baseline"
+        case .avx2: "avx2"
+        case .avx512: "avx512"
+        }
+    }
+
+    /// The widest that this CPU and operating system have.
+    public static var best: InstructionSet { InstructionSet(rawValue: shims_cpu_level()) ?? .baseline }
+
+    /// ``best``, or what the environment variable `GRADACCUM_ISA` limits it to.
+    static func chosen() throws(GAError) -> InstructionSet {
+        guard let value = getenv("GRADACCUM_ISA"), value.pointee != 0 else { return best }
+        let wanted = String(cString: value)
+        guard let set = allCases.first(where: { "\($0.name)" == wanted }) else {
+            throw GAError(
+                .unsupported, "GRADACCUM_ISA is \"\(wanted)\": set it to baseline, avx2 or avx512, or unset it")
+        }
+        guard set <= best else {
+            throw GAError(
+                .unsupported, "GRADACCUM_ISA asks for \(wanted), but this CPU has \(best.name) at most: unset it")
+        }
+        return set
+    }
+
+    var kernels: shims_kernel_table {
+        switch self {
+        case .baseline: Kernels.makeKernelTable()
+        case .avx2: KernelsAVX2.makeKernelTable()
+        case .avx512: KernelsAVX512.makeKernelTable()
+        }
+    }
+}

@@ -1,0 +1,144 @@
+import CShims
+
+/// Copies between tensors, and in and out of them.
+extension Tensor {
+    /// Copies contiguous elements in. Errors: `shape` if `byteCount` is not the whole tensor's.
+    public func copyIn(_ source: UnsafeRawPointer, byteCount: Int) throws(GAError) {
+        try requireWhole(byteCount, "copy_in")
+        storage.version += 1
+        let packed = Shape.contiguousStrides(shape)
+        try StridedCopy(shape, from: packed, to: strides, elementBytes: dtype.byteCount).run(from: source, to: address)
+    }
+
+    /// Copies the elements out in row-major order. Errors: `shape` if `byteCount` is not the whole tensor's.
+    public func copyOut(_ destination: UnsafeMutableRawPointer, byteCount: Int) throws(GAError) {
+        try requireWhole(byteCount, "copy_out")
+        let packed = Shape.contiguousStrides(shape)
+        try StridedCopy(shape, from: strides, to: packed, elementBytes: dtype.byteCount)
+            .run(from: address, to: destination)
+    }
+
+    private func requireWhole(_ byteCount: Int, _ operation: StaticString) throws(GAError) {
+        guard byteCount == elementCount * dtype.byteCount else {
+            throw GAError(
+                .shape,
+                "\(operation): size_bytes is \(byteCount), but the tensor of shape \(shape) has "
+                    + "\(elementCount * dtype.byteCount) bytes")
+        }
+    }
+
+    /// The elements of a float32 tensor in row-major order.
+    public func values() throws(GAError) -> [Float] {
+        try require(.float32, "values", "tensor")
+        let packed = try packedData()
+        return Array(UnsafeBufferPointer(start: packed.floats, count: elementCount))
+    }
+
+    /// The single element of a tensor that has one. Errors: `shape`.
+    public func item() throws(GAError) -> Double {
+        guard elementCount == 1 else {
+            throw GAError(.shape, "item: the tensor has shape \(shape): it must have one element")
+        }
+        switch dtype {
+        case .float32: return Double(floats[0])
+        case .int32: return Double(address.load(as: Int32.self))
+        case .int64: return Double(address.load(as: Int64.self))
+        case .bfloat16, .float16:
+            var value: Float = 0
+            Runtime.kernels.to_f32(&value, address.assumingMemoryBound(to: UInt16.self), dtype.format, 1)
+            return Double(value)
+        }
+    }
+
+    /// This tensor if it is contiguous, else a contiguous copy: data only, no gradient.
+    func packedData() throws(GAError) -> Tensor {
+        if isContiguous { return self }
+        let copy = try Tensor(uninitialized: shape, dtype, for: "copy")
+        try StridedCopy(shape, from: strides, to: copy.strides, elementBytes: dtype.byteCount)
+            .run(from: address, to: copy.address)
+        return copy
+    }
+
+    /// This tensor if it is contiguous, else a contiguous copy that the gradient flows through.
+    func contiguous() throws(GAError) -> Tensor {
+        if isContiguous { return self }
+        let copy = try packedData()
+        return copy.recorded(
+            Node("contiguous", [self], copy) { dy, gradients throws(GAError) in
+                try gradients.pass(dy, to: 0)
+            }, from: self)
+    }
+}
+
+/// A copy between two arrangements of the same elements.
+struct StridedCopy {
+    private var sizes: [Int] = []
+    private var fromStrides: [Int] = []
+    private var toStrides: [Int] = []
+    private let elementBytes: Int
+
+    /// Axes of one element are left out and neighbours that lie alike on both sides are joined.
+    init(_ shape: [Int], from: [Int], to: [Int], elementBytes: Int) {
+        self.elementBytes = elementBytes
+        for axis in shape.indices where shape[axis] != 1 {
+            if let last = sizes.indices.last, fromStrides[last] == from[axis] * shape[axis],
+                toStrides[last] == to[axis] * shape[axis]
+            {
+                sizes[last] *= shape[axis]
+                fromStrides[last] = from[axis]
+                toStrides[last] = to[axis]
+            } else {
+                sizes.append(shape[axis])
+                fromStrides.append(from[axis])
+                toStrides.append(to[axis])
+            }
+        }
+        if sizes.isEmpty { (sizes, fromStrides, toStrides) = ([1], [1], [1]) }
+    }
+
+    func run(from source: UnsafeRawPointer, to destination: UnsafeMutableRawPointer) throws(GAError) {
+        let inner = sizes.count - 1
+        let size = sizes[inner]
+        let outerCount = sizes[..<inner].reduce(1, *)
+        guard size > 0 && outerCount > 0 else { return }
+        let rowsPerTile = max(1, 16384 / size)
+        try Runtime.parallel(count: outerCount, grain: rowsPerTile) { first, count in
+            for row in first..<(first + count) {
+                var rest = row
+                var fromOffset = 0
+                var toOffset = 0
+                for axis in stride(from: inner - 1, through: 0, by: -1) {
+                    let index = rest % sizes[axis]
+                    rest /= sizes[axis]
+                    fromOffset += index * fromStrides[axis]
+                    toOffset += index * toStrides[axis]
+                }
+                copyRow(source + fromOffset * elementBytes, destination + toOffset * elementBytes, size, inner)
+            }
+        }
+    }
+
+    private func copyRow(_ source: UnsafeRawPointer, _ destination: UnsafeMutableRawPointer, _ size: Int, _ inner: Int) {
+        let from = fromStrides[inner]
+        let to = toStrides[inner]
+        if from == 1 && to == 1 {
+            destination.copyMemory(from: source, byteCount: size * elementBytes)
+            return
+        }
+        switch elementBytes {
+        case 2: StridedCopy.copyElements(UInt16.self, source, from, destination, to, size)
+        case 4: StridedCopy.copyElements(UInt32.self, source, from, destination, to, size)
+        default: StridedCopy.copyElements(UInt64.self, source, from, destination, to, size)
+        }
+    }
+
+    @inline(__always)
+    private static func copyElements<Bits: BitwiseCopyable>(
+        _ type: Bits.Type, _ source: UnsafeRawPointer, _ from: Int, _ destination: UnsafeMutableRawPointer, _ to: Int,
+        _ size: Int
+    ) {
+        let source = source.assumingMemoryBound(to: type)
+        let destination = destination.assumingMemoryBound(to: type)
+        for i in 0..<size { destination[i * to] = source[i * from] }
+    }
+}

@@ -1,0 +1,168 @@
+/// An array of numbers with a shape, and what autograd needs to know of it.
+///
+/// A view (reshape, transpose, slice) shares its storage and its gradient with the tensor that it was taken from, its
+/// `root`. Sizes and strides are in elements.
+public final class Tensor {
+    public let dtype: DType
+    public let shape: [Int]
+    public let strides: [Int]
+    public let elementCount: Int
+    var storage: Storage
+    let offset: Int
+    private let viewed: Tensor?
+
+    /// The operation that made this tensor, where a gradient flows through it.
+    private(set) var node: Node?
+    private var isLeaf = false
+    /// Who updates this tensor, if it is a parameter.
+    weak var owner: Optimizer?
+    var indexInOwner = 0
+
+    /// A name for error sentences, at most 63 bytes long.
+    public var name: String? {
+        didSet { if let name, name.utf8.count > 63 { self.name = String(decoding: name.utf8.prefix(63), as: UTF8.self) } }
+    }
+
+    init(_ storage: Storage, _ dtype: DType, _ shape: [Int], strides: [Int], offset: Int = 0, viewOf root: Tensor? = nil) {
+        self.storage = storage
+        self.dtype = dtype
+        self.shape = shape
+        self.strides = strides
+        self.offset = offset
+        elementCount = shape.reduce(1, *)
+        viewed = root
+    }
+
+    /// An uninitialised contiguous tensor.
+    convenience init(
+        uninitialized shape: [Int], _ dtype: DType = .float32, for operation: StaticString
+    ) throws(GAError) {
+        let count = try Shape.elementCount(shape, operation)
+        let storage = try Storage(byteCount: count * dtype.byteCount)
+        self.init(storage, dtype, shape, strides: Shape.contiguousStrides(shape))
+    }
+
+    /// A tensor of zeros. Errors: `overflow`, `outOfMemory`, `invalidArgument` for a negative size.
+    public static func zeros(_ shape: [Int], _ dtype: DType = .float32) throws(GAError) -> Tensor {
+        let tensor = try Tensor(uninitialized: shape, dtype, for: "tensor")
+        let address = tensor.address
+        let byteCount = tensor.elementCount * dtype.byteCount
+        try Runtime.parallel(count: byteCount, grain: 1 << 20) { start, size in
+            (address + start).initializeMemory(as: UInt8.self, repeating: 0, count: size)
+        }
+        return tensor
+    }
+
+    /// A tensor with a copy of `values` in row-major order.
+    public convenience init(_ values: [Float], shape: [Int]) throws(GAError) {
+        try self.init(copying: values, .float32, shape: shape)
+    }
+
+    /// A tensor of classes or indices with a copy of `values` in row-major order.
+    public convenience init(indices values: [Int64], shape: [Int]) throws(GAError) {
+        try self.init(copying: values, .int64, shape: shape)
+    }
+
+    private convenience init<Element: BitwiseCopyable>(
+        copying values: [Element], _ dtype: DType, shape: [Int]
+    ) throws(GAError) {
+        try self.init(uninitialized: shape, dtype, for: "tensor")
+        guard values.count == elementCount else {
+            throw GAError(.shape, "tensor: \(values.count) values do not fill shape \(shape)")
+        }
+        values.withUnsafeBytes { if let base = $0.baseAddress { address.copyMemory(from: base, byteCount: $0.count) } }
+    }
+
+    /// A tensor on the caller's memory, without a copy; `release` is called once nothing looks at it any more.
+    public convenience init(
+        wrapping address: UnsafeMutableRawPointer, _ dtype: DType, shape: [Int], strides: [Int]? = nil,
+        release: (() -> Void)? = nil
+    ) throws(GAError) {
+        _ = try Shape.elementCount(shape, "tensor")
+        let strides = strides ?? Shape.contiguousStrides(shape)
+        guard strides.count == shape.count else {
+            throw GAError(.shape, "tensor: \(strides.count) strides for \(shape.count) axes")
+        }
+        let span = try Tensor.span(shape, strides)
+        guard Int(bitPattern: address) % dtype.byteCount == 0 else {
+            throw GAError(.invalidArgument, "tensor: data is not aligned to its \(dtype.byteCount)-byte elements")
+        }
+        let storage = Storage(wrapping: address, byteCount: span * dtype.byteCount, release: release)
+        self.init(storage, dtype, shape, strides: strides)
+    }
+
+    /// One more than the largest element offset.
+    private static func span(_ shape: [Int], _ strides: [Int]) throws(GAError) -> Int {
+        var last = 0
+        for (size, step) in zip(shape, strides) {
+            guard step >= 0 else {
+                throw GAError(.invalidArgument, "tensor: strides holds \(step): a stride is not negative")
+            }
+            let (distance, overflow) = max(size - 1, 0).multipliedReportingOverflow(by: step)
+            let (sum, overflowOfSum) = last.addingReportingOverflow(distance)
+            guard !overflow && !overflowOfSum && sum <= Int.max / 16 else {
+                throw GAError(.overflow, "tensor: shape \(shape) with strides \(strides) leaves the address space")
+            }
+            last = sum
+        }
+        return last + 1
+    }
+
+    // MARK: Elements
+
+    var rank: Int { shape.count }
+    var isContiguous: Bool { Shape.isContiguous(shape, strides) }
+    var address: UnsafeMutableRawPointer { storage.address + offset * dtype.byteCount }
+    var floats: UnsafeMutablePointer<Float> { address.assumingMemoryBound(to: Float.self) }
+
+    /// The address of the first element, for reading and writing in place while the tensor lives.
+    public var data: UnsafeMutableRawPointer { address }
+
+    // MARK: Autograd
+
+    /// The tensor that owns the gradient: itself, unless it is a view.
+    var root: Tensor { viewed ?? self }
+
+    /// Whether a gradient flows to this tensor.
+    public var requiresGrad: Bool { root.isLeaf || root.node != nil }
+
+    /// Whether this is a leaf for gradients rather than a result of an operation.
+    var isGradientLeaf: Bool { root.isLeaf }
+
+    /// Makes a float32 tensor that no operation produced a leaf for gradients, or an ordinary tensor again.
+    public func setRequiresGrad(_ required: Bool) throws(GAError) {
+        if required { try requireLeafable() }
+        guard required || owner == nil else {
+            throw GAError(.state, "requires_grad: \(label) is a parameter of an optimizer and stays one")
+        }
+        isLeaf = required
+    }
+
+    /// Errors: `state`, `dtype` or `shape` if this tensor cannot be a leaf for gradients.
+    func requireLeafable() throws(GAError) {
+        guard viewed == nil && node == nil else {
+            throw GAError(.state, "requires_grad: \(label) is a view or the result of an operation: detach it first")
+        }
+        try require(.float32, "requires_grad", "tensor")
+        guard isContiguous else {
+            throw GAError(.shape, "requires_grad: \(label) has strides \(strides): a leaf is contiguous")
+        }
+    }
+
+    /// The same elements, through which no gradient flows.
+    public func detached() -> Tensor { Tensor(storage, dtype, shape, strides: strides, offset: offset) }
+
+    /// Remembers the operation that made this tensor, if one of its inputs needs a gradient.
+    func recorded(_ node: @autoclosure () -> Node, from inputs: Tensor...) -> Tensor {
+        recorded(node(), from: inputs)
+    }
+
+    func recorded(_ node: @autoclosure () -> Node, from inputs: [Tensor]) -> Tensor {
+        guard Recording.isOn, inputs.contains(where: \.requiresGrad) else { return self }
+        self.node = node()
+        return self
+    }
+
+    /// The name, or the shape where there is none.
+    var label: String { name.map { "\"\($0)\"" } ?? "the tensor of shape \(shape)" }
+}

@@ -1,0 +1,91 @@
+import CGradAccum
+import CShims
+import GradAccum
+
+/// Runs the body of an export: an error becomes a status and this thread's sentence.
+func guarded(_ body: () throws(GAError) -> Void) -> ga_status {
+    do throws(GAError) {
+        _ = try Runtime.instructionSet()
+        try body()
+        return GA_OK
+    } catch {
+        error.message.withCString { shims_set_error($0) }
+        return error.kind.rawValue
+    }
+}
+
+/// Runs a body that makes a tensor, and hands a handle for it to the caller and to the open scope.
+func making(
+    _ out: UnsafeMutablePointer<OpaquePointer?>?, _ body: () throws(GAError) -> Tensor
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let out = try required(out, "out")
+        out.pointee = try handle(of: try body())
+    }
+}
+
+func handle(of tensor: Tensor) throws(GAError) -> OpaquePointer {
+    let handle = try HandleTable.shared.insert(tensor, .tensor)
+    Scope.current?.tensors.append(handle)
+    return handle
+}
+
+/// A constant of the header as a Swift enumeration. Errors: `invalidArgument`.
+func constant<Constant: RawRepresentable<Int32>>(_ value: Int32, _ argument: StaticString) throws(GAError) -> Constant {
+    guard let constant = Constant(rawValue: value) else {
+        throw GAError(.invalidArgument, "\(argument) is \(value), which is none of the header's constants for it")
+    }
+    return constant
+}
+
+/// A flag: 0 or 1. Errors: `invalidArgument`.
+func flag(_ value: Int32, _ argument: StaticString) throws(GAError) -> Bool {
+    guard value == 0 || value == 1 else {
+        throw GAError(.invalidArgument, "\(argument) is \(value): it must be 0 or 1")
+    }
+    return value == 1
+}
+
+/// Reads an options struct of a program that may be older or newer than the library, over the defaults.
+///
+/// A smaller struct keeps the defaults of what it lacks; a larger one is refused unless its tail is zero.
+func options<Options>(_ given: UnsafePointer<Options>?, or defaults: Options) throws(GAError) -> Options {
+    guard let given else { return defaults }
+    let size = try structSize(UnsafeRawPointer(given), of: Options.self, "options")
+    var result = defaults
+    withUnsafeMutableBytes(of: &result) { bytes in
+        bytes.baseAddress!.copyMemory(from: given, byteCount: min(size, bytes.count))
+    }
+    return result
+}
+
+/// Writes a struct of results to a caller whose struct may be smaller or larger; its struct_size stays.
+func store<Results>(_ results: Results, to out: UnsafeMutablePointer<Results>) throws(GAError) {
+    let size = try structSize(UnsafeRawPointer(out), of: Results.self, "out", zeroTail: false)
+    withUnsafeBytes(of: results) { bytes in
+        let sizeField = MemoryLayout<UInt32>.size
+        (UnsafeMutableRawPointer(out) + sizeField).copyMemory(
+            from: bytes.baseAddress! + sizeField, byteCount: min(size, bytes.count) - sizeField)
+    }
+}
+
+/// The struct_size that a struct starts with. Errors: `invalidArgument` if it cannot be right.
+func structSize<Struct>(
+    _ given: UnsafeRawPointer, of type: Struct.Type, _ argument: StaticString, zeroTail: Bool = true
+) throws(GAError) -> Int {
+    let size = Int(given.loadUnaligned(as: UInt32.self))
+    let known = MemoryLayout<Struct>.size
+    guard size >= 8 && size <= 4096 else {
+        throw GAError(
+            .invalidArgument,
+            "\(argument): struct_size is \(size), and this library's struct has \(known) bytes: use its _INIT macro")
+    }
+    guard zeroTail, size > known else { return size }
+    for offset in known..<size where given.load(fromByteOffset: offset, as: UInt8.self) != 0 {
+        throw GAError(
+            .unsupported,
+            "\(argument): struct_size is \(size), and a field beyond this library's \(known) bytes is set: it needs a "
+                + "newer library")
+    }
+    return size
+}

@@ -1,0 +1,144 @@
+import GradAccum
+
+/// The kinds of objects that C holds.
+enum HandleKind: UInt8 {
+    case tensor = 1
+    case optimizer = 2
+    case accumulator = 3
+    case scope = 4
+
+    var name: StaticString {
+        switch self {
+        case .tensor: "ga_tensor"
+        case .optimizer: "ga_optimizer"
+        case .accumulator: "ga_accumulator"
+        case .scope: "ga_scope"
+        }
+    }
+}
+
+/// The objects that C holds, by handle.
+///
+/// A handle is no address but a number: the slot of a table, how often the slot was used before, and the kind. So a
+/// freed handle, a handle of another kind or a stray pointer is recognised instead of followed.
+final class HandleTable: @unchecked Sendable {
+    static let shared: HandleTable = {
+        let table = HandleTable()
+        Runtime.holdDuringFork(table.lock)
+        return table
+    }()
+
+    private struct Slot {
+        var generation: UInt64 = 0
+        var kind: HandleKind?
+        var object: AnyObject?
+    }
+
+    private static let slotBits: UInt64 = 28
+    private static let generationMask: UInt64 = (1 << 30) - 1
+
+    private let lock = Lock()
+    private var slots: [Slot] = []
+    private var free: [Int] = []
+
+    func insert(_ object: AnyObject, _ kind: HandleKind) throws(GAError) -> OpaquePointer {
+        try lock.withLock { () throws(GAError) in
+            let index: Int
+            if let reused = free.popLast() {
+                index = reused
+            } else {
+                guard slots.count < 1 << HandleTable.slotBits else {
+                    throw GAError(.outOfMemory, "\(slots.count) handles are alive: free those that are not needed")
+                }
+                index = slots.count
+                slots.append(Slot())
+            }
+            slots[index].generation = (slots[index].generation &+ 1) & HandleTable.generationMask
+            slots[index].kind = kind
+            slots[index].object = object
+            let number = slots[index].generation << (HandleTable.slotBits + 4) | UInt64(index) << 4 | UInt64(kind.rawValue)
+            return OpaquePointer(bitPattern: UInt(number))!
+        }
+    }
+
+    func find(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
+        lock.withLock { slot(of: handle, kind).flatMap { slots[$0].object } }
+    }
+
+    /// Forgets the handle and returns its object.
+    func remove(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
+        lock.withLock {
+            guard let index = slot(of: handle, kind) else { return nil }
+            defer {
+                slots[index].object = nil
+                slots[index].kind = nil
+                free.append(index)
+            }
+            return slots[index].object
+        }
+    }
+
+    private func slot(of handle: OpaquePointer, _ kind: HandleKind) -> Int? {
+        let number = UInt64(UInt(bitPattern: handle))
+        let index = Int(number >> 4 & ((1 << HandleTable.slotBits) - 1))
+        guard number & 15 == UInt64(kind.rawValue), index < slots.count, slots[index].kind == kind,
+            slots[index].generation == number >> (HandleTable.slotBits + 4)
+        else { return nil }
+        return index
+    }
+}
+
+/// The object of a handle. Errors: `invalidArgument` for NULL, a freed handle or one of another kind.
+func borrow<Object: AnyObject>(
+    _ handle: OpaquePointer?, _ kind: HandleKind, _ argument: @autoclosure () -> String
+) throws(GAError) -> Object {
+    guard let handle else {
+        throw GAError(.invalidArgument, "\(argument()) is NULL: pass a \(kind.name)")
+    }
+    guard let object = HandleTable.shared.find(handle, kind) as? Object else {
+        throw GAError(.invalidArgument, "\(argument()) is no live \(kind.name): was it freed, or is it of another type?")
+    }
+    return object
+}
+
+func tensor(_ handle: OpaquePointer?, _ argument: @autoclosure () -> String) throws(GAError) -> Tensor {
+    try borrow(handle, .tensor, argument())
+}
+
+/// A tensor that may be NULL.
+func optionalTensor(
+    _ handle: OpaquePointer?, _ argument: @autoclosure () -> String
+) throws(GAError) -> Tensor? {
+    handle == nil ? nil : try tensor(handle, argument())
+}
+
+/// The tensors of an array. Errors: `invalidArgument` for a negative count or a NULL array that is not empty.
+func tensors(
+    _ handles: UnsafePointer<OpaquePointer?>?, _ count: Int64, _ argument: StaticString
+) throws(GAError) -> [Tensor] {
+    let pointers = try array(handles, count, argument)
+    var result: [Tensor] = []
+    result.reserveCapacity(pointers.count)
+    for (index, handle) in pointers.enumerated() { result.append(try tensor(handle, "\(argument)[\(index)]")) }
+    return result
+}
+
+/// The elements of an argument of the caller. Errors: `invalidArgument` for a count outside of its range or a NULL
+/// array that is not empty.
+func array<Element>(
+    _ elements: UnsafePointer<Element>?, _ count: Int64, most: Int64 = 1 << 27, _ argument: StaticString
+) throws(GAError) -> UnsafeBufferPointer<Element> {
+    guard count >= 0 && count <= most else {
+        throw GAError(.invalidArgument, "the count of \(argument) is \(count): it must be in 0 ... \(most)")
+    }
+    guard elements != nil || count == 0 else {
+        throw GAError(.invalidArgument, "\(argument) is NULL, but its count is \(count)")
+    }
+    return UnsafeBufferPointer(start: elements, count: Int(count))
+}
+
+/// An argument that must not be NULL.
+func required<Pointer>(_ pointer: Pointer?, _ argument: StaticString) throws(GAError) -> Pointer {
+    guard let pointer else { throw GAError(.invalidArgument, "\(argument) is NULL") }
+    return pointer
+}

@@ -1,0 +1,43 @@
+import CShims
+import GradAccum
+
+/// The tensors made on a thread since it was opened.
+final class Scope {
+    var tensors: [OpaquePointer] = []
+    let outer: Scope?
+
+    private static let slot = Int32(SHIMS_SLOT_SCOPE)
+
+    private init(inside outer: Scope?) { self.outer = outer }
+
+    /// The innermost open scope of this thread, which its thread slot does not own: its handle does.
+    static var current: Scope? {
+        shims_thread_slot(slot).map { Unmanaged<Scope>.fromOpaque($0).takeUnretainedValue() }
+    }
+
+    static func open() throws(GAError) -> OpaquePointer {
+        let scope = Scope(inside: current)
+        let handle = try HandleTable.shared.insert(scope, .scope)
+        shims_set_thread_slot(slot, Unmanaged.passUnretained(scope).toOpaque())
+        return handle
+    }
+
+    /// Closes the innermost scope, handing the tensors of `kept` to the one around it.
+    static func close(_ handle: OpaquePointer?, keeping kept: [OpaquePointer]) throws(GAError) {
+        let scope: Scope = try borrow(handle, .scope, "scope")
+        guard scope === current else {
+            throw GAError(
+                .state, "scope_close: scope is not the innermost open scope of this thread: close the inner ones first")
+        }
+        let keep = Set(kept)
+        shims_set_thread_slot(slot, scope.outer.map { Unmanaged.passUnretained($0).toOpaque() })
+        for tensor in scope.tensors {
+            if keep.contains(tensor) {
+                scope.outer?.tensors.append(tensor)
+            } else {
+                _ = HandleTable.shared.remove(tensor, .tensor)
+            }
+        }
+        _ = HandleTable.shared.remove(handle!, .scope)
+    }
+}

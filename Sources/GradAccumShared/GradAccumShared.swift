@@ -1,0 +1,2 @@
+// The link target of libgradaccum.so: everything it exports comes from GradAccumC.
+@_exported import GradAccumC

@@ -1,0 +1,151 @@
+import CShims
+
+/// Sixteen numbers of two bytes, as bits.
+typealias HalfVector = SIMD16<UInt16>
+typealias Bits = SIMD16<UInt32>
+
+/// The given lanes of an array of two-byte numbers; lanes past its end hold 0.
+@inline(always)
+func load(_ source: UnsafePointer<UInt16>, _ lanes: Lanes) -> HalfVector {
+    let start = UnsafeRawPointer(source + lanes.first)
+    if lanes.count == 16 { return start.loadUnaligned(as: HalfVector.self) }
+    var vector = HalfVector.zero
+    withUnsafeMutableBytes(of: &vector) {
+        $0.baseAddress.unsafelyUnwrapped.copyMemory(from: start, byteCount: lanes.count &* 2)
+    }
+    return vector
+}
+
+/// Stores two-byte numbers over the given lanes of an array and nothing past them.
+@inline(always)
+private func store(_ vector: HalfVector, _ target: UnsafeMutablePointer<UInt16>, _ lanes: Lanes) {
+    let start = UnsafeMutableRawPointer(target + lanes.first)
+    if lanes.count == 16 {
+        start.storeBytes(of: vector, as: HalfVector.self)
+    } else {
+        withUnsafeBytes(of: vector) {
+            start.copyMemory(from: $0.baseAddress.unsafelyUnwrapped, byteCount: lanes.count &* 2)
+        }
+    }
+}
+
+// The loops below are not the generic initializers: their specialisations would be shared between the
+// instruction sets.
+
+@inline(always)
+private func widened(_ x: HalfVector) -> Bits {
+    var wide = Bits.zero
+    for lane in 0..<16 { wide[lane] = UInt32(x[lane]) }
+    return wide
+}
+
+@inline(always)
+private func truncated(_ x: Bits) -> HalfVector {
+    var narrow = HalfVector.zero
+    for lane in 0..<16 { narrow[lane] = UInt16(truncatingIfNeeded: x[lane]) }
+    return narrow
+}
+
+/// The value of bfloat16 bits: the upper half of a float.
+@inline(always)
+func fromBF16(_ x: HalfVector) -> Vector {
+    unsafeBitCast(widened(x) &<< 16, to: Vector.self)
+}
+
+/// The nearest bfloat16, ties to even. Integer arithmetic alone, so denormals survive any mode of the unit.
+@inline(always)
+private func toBF16(_ x: Vector) -> HalfVector {
+    let bits = unsafeBitCast(x, to: Bits.self)
+    let rounded = bits &+ 0x7fff &+ (bits &>> 16 & 1)
+    let isNaN = bits & 0x7fff_ffff .> 0x7f80_0000
+    return truncated(rounded.replacing(with: bits | 0x40_0000, where: isNaN) &>> 16)
+}
+
+#if FMA
+    /// The value of binary16 bits, by the conversion instruction that every CPU with FMA has.
+    @inline(always)
+    func fromF16(_ x: HalfVector) -> Vector {
+        let half = unsafeBitCast(x, to: SIMD16<Float16>.self)
+        var wide = Vector.zero
+        for lane in 0..<16 { wide[lane] = Float(half[lane]) }
+        return wide
+    }
+
+    /// The nearest binary16, ties to even.
+    @inline(always)
+    private func toF16(_ x: Vector) -> HalfVector {
+        var half = SIMD16<Float16>.zero
+        for lane in 0..<16 { half[lane] = Float16(x[lane]) }
+        return unsafeBitCast(half, to: HalfVector.self)
+    }
+#else
+    /// The value of binary16 bits, bit for bit as the conversion instruction of newer CPUs has it.
+    ///
+    /// A denormal gets an exponent and loses the implied bit again by a subtraction of normal numbers.
+    @inline(always)
+    func fromF16(_ x: HalfVector) -> Vector {
+        let bits = widened(x)
+        let sign = (bits & 0x8000) &<< 16
+        let shifted = (bits & 0x7fff) &<< 13
+        let rebias: UInt32 = (127 - 15) << 23
+        let denormal =
+            unsafeBitCast(shifted &+ (rebias &+ 1 << 23), to: Vector.self)
+            - Vector(repeating: Float(bitPattern: rebias &+ 1 << 23))
+        let infinite = shifted | 0x7f80_0000
+        let magnitude = (shifted &+ rebias)
+            .replacing(with: unsafeBitCast(denormal, to: Bits.self), where: shifted .< 1 << 23)
+            .replacing(with: infinite, where: shifted .>= 31 << 23)
+            .replacing(with: infinite | 0x40_0000, where: shifted .> 31 << 23)
+        return unsafeBitCast(magnitude | sign, to: Vector.self)
+    }
+
+    /// The nearest binary16, ties to even, bit for bit as the conversion instruction of newer CPUs has it.
+    ///
+    /// A result below the normal range is rounded by adding 0.5, whose last bit weighs as much as that of a
+    /// binary16 denormal.
+    @inline(always)
+    private func toF16(_ x: Vector) -> HalfVector {
+        let bits = unsafeBitCast(x, to: Bits.self)
+        let magnitude = bits & 0x7fff_ffff
+        let rebias: UInt32 = (127 - 15) << 23
+        let normal = (magnitude &- rebias &+ 0xfff &+ (magnitude &>> 13 & 1)) &>> 13
+        let half = Vector(repeating: 0.5)
+        let denormal = unsafeBitCast(
+            unsafeBitCast(magnitude, to: Vector.self) + half, to: Bits.self) &- half[0].bitPattern
+        let rounded = normal
+            .replacing(with: denormal, where: magnitude .< 113 << 23)
+            .replacing(with: Bits(repeating: 0x7c00), where: magnitude .>= 143 << 23)
+            .replacing(with: magnitude &>> 13 & 0x3ff | 0x7e00, where: magnitude .> 255 << 23)
+        return truncated(rounded | bits &>> 16 & 0x8000)
+    }
+#endif
+
+/// `out[i] = x[i]`, exactly; a NaN comes out quiet.
+func toF32(
+    _ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<UInt16>, _ format: shims_format, _ n: Int64
+) {
+    @inline(always)
+    func bf16(_ lanes: Lanes) { store(fromBF16(load(x, lanes)), out, lanes) }
+    @inline(always)
+    func f16(_ lanes: Lanes) { store(fromF16(load(x, lanes)), out, lanes) }
+    if format.rawValue == SHIMS_BF16.rawValue {
+        forEachLanes(to: Int(n), bf16)
+    } else {
+        forEachLanes(to: Int(n), f16)
+    }
+}
+
+/// `out[i]` becomes the nearest to `x[i]`, ties to even; too large becomes infinite, NaN a quiet NaN.
+func fromF32(
+    _ out: UnsafeMutablePointer<UInt16>, _ format: shims_format, _ x: UnsafePointer<Float>, _ n: Int64
+) {
+    @inline(always)
+    func bf16(_ lanes: Lanes) { store(toBF16(load(x, lanes)), out, lanes) }
+    @inline(always)
+    func f16(_ lanes: Lanes) { store(toF16(load(x, lanes)), out, lanes) }
+    if format.rawValue == SHIMS_BF16.rawValue {
+        forEachLanes(to: Int(n), bf16)
+    } else {
+        forEachLanes(to: Int(n), f16)
+    }
+}

@@ -1,0 +1,68 @@
+import CShims
+
+/// Stochastic gradient descent as in `torch.optim.SGD`: with `g = scale * gradient + weight_decay * p`, the
+/// buffer becomes `momentum * buffer + g` and p loses `learning_rate` times the buffer, or with Nesterov's
+/// momentum `g + momentum * buffer`.
+func sgd(
+    _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>,
+    _ buffer: UnsafeMutablePointer<Float>?, _ options: UnsafePointer<shims_sgd>, _ n: Int64
+) {
+    let options = options.pointee
+    let scale = Vector(repeating: options.gradient_scale)
+    let decay = Vector(repeating: options.weight_decay)
+    let momentum = Vector(repeating: options.momentum)
+    let step = Vector(repeating: -options.learning_rate)
+    let (isFirst, isNesterov) = (options.first_update != 0, options.nesterov != 0)
+    @inline(always)
+    func decayedGradient(_ p: Vector, _ lanes: Lanes) -> Vector {
+        multiplyAdd(decay, p, load(gradient, lanes) * scale)
+    }
+    guard let buffer else {
+        @inline(always)
+        func update(_ lanes: Lanes) {
+            let p = load(parameter, lanes)
+            store(multiplyAdd(step, decayedGradient(p, lanes), p), parameter, lanes)
+        }
+        return forEachLanes(to: Int(n), update)
+    }
+    @inline(always)
+    func update(_ lanes: Lanes) {
+        let p = load(parameter, lanes)
+        let g = decayedGradient(p, lanes)
+        let velocity = isFirst ? g : multiplyAdd(momentum, load(buffer, lanes), g)
+        store(velocity, buffer, lanes)
+        let direction = isNesterov ? multiplyAdd(momentum, velocity, g) : velocity
+        store(multiplyAdd(step, direction, p), parameter, lanes)
+    }
+    forEachLanes(to: Int(n), update)
+}
+
+/// Adam and AdamW as in `torch.optim`: with `g = scale * gradient + l2_decay * p`, `m += (1 - beta1)(g - m)`,
+/// `v = beta2 * v + (1 - beta2) g^2`, and p, decayed first, loses `step_size * m / (sqrt(v / correction2) + eps)`.
+func adam(
+    _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>,
+    _ m: UnsafeMutablePointer<Float>, _ v: UnsafeMutablePointer<Float>, _ options: UnsafePointer<shims_adam>,
+    _ n: Int64
+) {
+    let options = options.pointee
+    let scale = Vector(repeating: options.gradient_scale)
+    let l2Decay = Vector(repeating: options.l2_decay)
+    let weight1 = Vector(repeating: 1 - options.beta1)
+    let beta2 = Vector(repeating: options.beta2)
+    let weight2 = Vector(repeating: 1 - options.beta2)
+    let correction = Vector(repeating: options.inverse_sqrt_correction2)
+    let step = Vector(repeating: -options.step_size)
+    @inline(always)
+    func update(_ lanes: Lanes) {
+        let p = load(parameter, lanes)
+        let g = multiplyAdd(l2Decay, p, load(gradient, lanes) * scale)
+        let mean = load(m, lanes)
+        let newMean = multiplyAdd(weight1, g - mean, mean)
+        let newSquare = multiplyAdd(weight2 * g, g, load(v, lanes) * beta2)
+        store(newMean, m, lanes)
+        store(newSquare, v, lanes)
+        let denominator = multiplyAdd(newSquare.squareRoot(), correction, options.eps)
+        store(multiplyAdd(step, newMean / denominator, p * options.decoupled_decay), parameter, lanes)
+    }
+    forEachLanes(to: Int(n), update)
+}

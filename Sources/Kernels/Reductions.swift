@@ -1,0 +1,129 @@
+/// The sum of what `term` has for `n` elements: vectors in four interleaved chains, then by halves.
+@inline(always)
+func sumOf(_ n: Int, _ term: (Lanes) -> Vector) -> Float {
+    @inline(always)
+    func add(_ sum: inout Vector, _ lanes: Lanes) { sum += padded(term(lanes), lanes) }
+    return sumOfLanes(accumulateLanes(.zero, n, add, join: { $0 + $1 }))
+}
+
+/// The sum of the products of what `factors` has for `n` elements, in the order of a sum.
+@inline(always)
+func dotProduct(_ n: Int, _ factors: (Lanes) -> (Vector, Vector)) -> Float {
+    @inline(always)
+    func add(_ sum: inout Vector, _ lanes: Lanes) {
+        let (a, b) = factors(lanes)
+        sum = multiplyAdd(padded(a, lanes), padded(b, lanes), sum)
+    }
+    return sumOfLanes(accumulateLanes(.zero, n, add, join: { $0 + $1 }))
+}
+
+/// The sum of the squares of what `term` has for `n` elements, in double precision.
+@inline(always)
+private func sumOfSquares(_ n: Int64, _ term: (Lanes) -> Vector) -> Double {
+    @inline(always)
+    func add(_ sum: inout DoubleVector, _ lanes: Lanes) { addSquares(padded(term(lanes), lanes), to: &sum) }
+    let zero: DoubleVector = (.zero, .zero)
+    return sumOfLanes(
+        accumulateLanes(zero, Int(n), add, join: { ($0.low + $1.low, $0.high + $1.high) }))
+}
+
+/// The largest of what `term` has for `n` elements, NaN left out; negative infinity if there is none.
+@inline(always)
+func largestOf(_ n: Int, _ term: (Lanes) -> Vector) -> Float {
+    @inline(always)
+    func keep(_ largest: inout Vector, _ lanes: Lanes) {
+        largest = larger(largest, padded(term(lanes), lanes, with: -.infinity))
+    }
+    let lowest = Vector(repeating: -.infinity)
+    return largest(accumulateLanes(lowest, n, keep, join: { larger($0, $1) }))
+}
+
+/// One chain per column in row order, `step` adding what a row has for some columns; 64 columns at a time are
+/// held in registers over all rows.
+@inline(always)
+func columnChains(
+    _ out: UnsafeMutablePointer<Float>, from firstColumn: Int, to endColumn: Int, rows: Int,
+    accumulate: Bool, _ step: (inout Vector, Int, Lanes) -> Void
+) {
+    @inline(always)
+    func start(_ lanes: Lanes) -> Vector { accumulate ? load(out, lanes) : .zero }
+    var column = firstColumn
+    while column &+ 64 <= endColumn {
+        let lanes0 = Lanes(first: column, count: 16), lanes1 = Lanes(first: column &+ 16, count: 16)
+        let lanes2 = Lanes(first: column &+ 32, count: 16), lanes3 = Lanes(first: column &+ 48, count: 16)
+        var (sum0, sum1, sum2, sum3) = (start(lanes0), start(lanes1), start(lanes2), start(lanes3))
+        for row in 0..<rows {
+            step(&sum0, row, lanes0)
+            step(&sum1, row, lanes1)
+            step(&sum2, row, lanes2)
+            step(&sum3, row, lanes3)
+        }
+        store(sum0, out, lanes0)
+        store(sum1, out, lanes1)
+        store(sum2, out, lanes2)
+        store(sum3, out, lanes3)
+        column &+= 64
+    }
+    @inline(always)
+    func chain(_ lanes: Lanes) {
+        var sum = start(lanes)
+        for row in 0..<rows { step(&sum, row, lanes) }
+        store(sum, out, lanes)
+    }
+    forEachLanes(from: column, to: endColumn, chain)
+}
+
+/// `out[c] (+)= x[0][c] + x[1][c] + ...`, one chain per column in row order.
+func sumRows(
+    _ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, _ rows: Int64, _ cols: Int64,
+    _ ldx: Int64, _ accumulate: Int32
+) {
+    @inline(always)
+    func add(_ sum: inout Vector, _ row: Int, _ lanes: Lanes) { sum += load(x + row &* Int(ldx), lanes) }
+    columnChains(out, from: 0, to: Int(cols), rows: Int(rows), accumulate: accumulate != 0, add)
+}
+
+/// The sum of `n` numbers in an order that depends on `n` alone.
+func sum(_ x: UnsafePointer<Float>, _ n: Int64) -> Float {
+    @inline(always)
+    func term(_ lanes: Lanes) -> Vector { load(x, lanes) }
+    return sumOf(Int(n), term)
+}
+
+/// The sum of squares in double precision, where no square of a float overflows.
+func sumOfSquares(_ x: UnsafePointer<Float>, _ n: Int64) -> Double {
+    @inline(always)
+    func term(_ lanes: Lanes) -> Vector { load(x, lanes) }
+    return sumOfSquares(n, term)
+}
+
+/// `x[i] += y[i]`; returns the sum of squares of the results.
+func foldSumOfSquares(_ x: UnsafeMutablePointer<Float>, _ y: UnsafePointer<Float>, _ n: Int64) -> Double {
+    @inline(always)
+    func fold(_ lanes: Lanes) -> Vector {
+        let folded = load(x, lanes) + load(y, lanes)
+        store(folded, x, lanes)
+        return folded
+    }
+    return sumOfSquares(n, fold)
+}
+
+/// The sum of `(a[i] - b[i])^2`, the differences in single and the sum in double precision.
+func squaredError(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, _ n: Int64) -> Double {
+    @inline(always)
+    func difference(_ lanes: Lanes) -> Vector { load(a, lanes) - load(b, lanes) }
+    return sumOfSquares(n, difference)
+}
+
+/// `out[r]` is the dot product of row r of `a` and row r of `b`.
+func dotRows(
+    _ out: UnsafeMutablePointer<Float>, _ a: UnsafePointer<Float>, _ lda: Int64, _ b: UnsafePointer<Float>,
+    _ ldb: Int64, _ rows: Int64, _ cols: Int64
+) {
+    for row in 0..<Int(rows) {
+        let (a, b) = (a + row &* Int(lda), b + row &* Int(ldb))
+        @inline(always)
+        func factors(_ lanes: Lanes) -> (Vector, Vector) { (load(a, lanes), load(b, lanes)) }
+        out[row] = dotProduct(Int(cols), factors)
+    }
+}

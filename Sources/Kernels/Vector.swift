@@ -1,0 +1,199 @@
+/// The unit of every kernel: one 512-bit register, two 256-bit ones or four 128-bit ones, so that the three
+/// builds share their order of additions.
+typealias Vector = SIMD16<Float>
+
+/// Up to 16 consecutive elements; fewer only at the end of an array.
+struct Lanes {
+    let first: Int
+    let count: Int
+}
+
+/// Runs `body` from `start` to `end` in steps of a vector, the last of which may be partial.
+///
+/// Bodies here and below are named functions marked for inlining: a closure cannot be, and would become a call
+/// per vector with its arguments in 128-bit registers.
+@inline(always)
+func forEachLanes(from start: Int = 0, to end: Int, _ body: (Lanes) -> Void) {
+    var first = start
+    while first &+ 16 <= end {
+        body(Lanes(first: first, count: 16))
+        first &+= 16
+    }
+    if first < end {
+        body(Lanes(first: first, count: end &- first))
+    }
+}
+
+/// Folds `n` elements into four accumulators, so that additions overlap, and joins them in a fixed order.
+@inline(always)
+func accumulateLanes<Accumulator>(
+    _ zero: Accumulator, _ n: Int, _ add: (inout Accumulator, Lanes) -> Void,
+    join: (Accumulator, Accumulator) -> Accumulator
+) -> Accumulator {
+    var (a, b, c, d) = (zero, zero, zero, zero)
+    var first = 0
+    while first &+ 64 <= n {
+        add(&a, Lanes(first: first, count: 16))
+        add(&b, Lanes(first: first &+ 16, count: 16))
+        add(&c, Lanes(first: first &+ 32, count: 16))
+        add(&d, Lanes(first: first &+ 48, count: 16))
+        first &+= 64
+    }
+    while first < n {
+        add(&a, Lanes(first: first, count: min(16, n &- first)))
+        first &+= 16
+    }
+    return join(join(a, b), join(c, d))
+}
+
+/// The given lanes of an array; lanes past its end hold 0.
+@inline(always)
+func load(_ source: UnsafePointer<Float>, _ lanes: Lanes) -> Vector {
+    let start = UnsafeRawPointer(source + lanes.first)
+    if lanes.count == 16 { return start.loadUnaligned(as: Vector.self) }
+    var vector = Vector.zero
+    withUnsafeMutableBytes(of: &vector) {
+        $0.baseAddress.unsafelyUnwrapped.copyMemory(from: start, byteCount: lanes.count &* 4)
+    }
+    return vector
+}
+
+@inline(always)
+func load(_ source: UnsafeMutablePointer<Float>, _ lanes: Lanes) -> Vector {
+    load(UnsafePointer(source), lanes)
+}
+
+/// The vector with `padding` in the lanes past the end of an array.
+@inline(always)
+func padded(_ vector: Vector, _ lanes: Lanes, with padding: Float = 0) -> Vector {
+    if lanes.count == 16 { return vector }
+    let numbers = Vector(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+    return vector.replacing(with: padding, where: numbers .>= Float(lanes.count))
+}
+
+/// Stores a vector over the given lanes of an array and nothing past them.
+@inline(always)
+func store(_ vector: Vector, _ target: UnsafeMutablePointer<Float>, _ lanes: Lanes) {
+    let start = UnsafeMutableRawPointer(target + lanes.first)
+    if lanes.count == 16 {
+        start.storeBytes(of: vector, as: Vector.self)
+    } else {
+        withUnsafeBytes(of: vector) {
+            start.copyMemory(from: $0.baseAddress.unsafelyUnwrapped, byteCount: lanes.count &* 4)
+        }
+    }
+}
+
+/// Stores or adds a vector.
+@inline(always)
+func emit(_ vector: Vector, _ target: UnsafeMutablePointer<Float>, _ lanes: Lanes, accumulate: Bool) {
+    store(accumulate ? load(target, lanes) + vector : vector, target, lanes)
+}
+
+/// Stores or adds a product.
+@inline(always)
+func emitProduct(
+    _ a: Vector, _ b: Vector, _ target: UnsafeMutablePointer<Float>, _ lanes: Lanes, accumulate: Bool
+) {
+    store(accumulate ? multiplyAdd(a, b, load(target, lanes)) : a * b, target, lanes)
+}
+
+/// `a * b + c`, in one rounding where the instruction set has it: elsewhere that is a library call per lane.
+@inline(always)
+func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector {
+    #if FMA
+        c.addingProduct(a, b)
+    #else
+        a * b + c
+    #endif
+}
+
+@inline(always)
+func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Float) -> Vector {
+    multiplyAdd(a, b, Vector(repeating: c))
+}
+
+/// The larger of each pair; `a` where either is NaN.
+@inline(always)
+func larger(_ a: Vector, _ b: Vector) -> Vector {
+    a.replacing(with: b, where: b .> a)
+}
+
+/// The smaller of each pair; `a` where either is NaN.
+@inline(always)
+func smaller(_ a: Vector, _ b: Vector) -> Vector {
+    a.replacing(with: b, where: b .< a)
+}
+
+/// `a`, or `b` where the sign of `x` is negative.
+///
+/// By bits: a choice between two products or sums is taken apart lane by lane.
+@inline(always)
+func choose(_ a: Vector, orIfNegative b: Vector, _ x: Vector) -> Vector {
+    let negative = unsafeBitCast(unsafeBitCast(x, to: SIMD16<Int32>.self) &>> 31, to: SIMD16<UInt32>.self)
+    let (a, b) = (unsafeBitCast(a, to: SIMD16<UInt32>.self), unsafeBitCast(b, to: SIMD16<UInt32>.self))
+    return unsafeBitCast(a & ~negative | b & negative, to: Vector.self)
+}
+
+@inline(always)
+func magnitude(_ x: Vector) -> Vector {
+    unsafeBitCast(unsafeBitCast(x, to: SIMD16<UInt32>.self) & 0x7fff_ffff, to: Vector.self)
+}
+
+/// The largest lane, NaN lanes left out.
+@inline(always)
+func largest(_ x: Vector) -> Float {
+    let a = x.lowHalf.replacing(with: x.highHalf, where: x.highHalf .> x.lowHalf)
+    let b = a.lowHalf.replacing(with: a.highHalf, where: a.highHalf .> a.lowHalf)
+    let c = b.lowHalf.replacing(with: b.highHalf, where: b.highHalf .> b.lowHalf)
+    return c.y > c.x ? c.y : c.x
+}
+
+/// The sum of the lanes, by halves.
+@inline(always)
+func sumOfLanes(_ x: Vector) -> Float {
+    let a = x.lowHalf + x.highHalf
+    let b = a.lowHalf + a.highHalf
+    let c = b.lowHalf + b.highHalf
+    return c.x + c.y
+}
+
+/// Vectors that a loop holds in registers, all zero at first.
+typealias Registers = InlineArray<16, Vector>
+
+@inline(always)
+func zeroRegisters() -> Registers {
+    // Not the generic initializer: its specialisation would be shared between the instruction sets.
+    [
+        .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero,
+        .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero,
+    ]
+}
+
+/// A vector in double precision.
+typealias DoubleVector = (low: SIMD8<Double>, high: SIMD8<Double>)
+
+@inline(always)
+func widened(_ x: SIMD8<Float>) -> SIMD8<Double> {
+    // Not the generic initializer either.
+    var wide = SIMD8<Double>.zero
+    for lane in 0..<8 { wide[lane] = Double(x[lane]) }
+    return wide
+}
+
+/// Adds the squares of the lanes of `x`, each exact in double precision.
+@inline(always)
+func addSquares(_ x: Vector, to sum: inout DoubleVector) {
+    let (low, high) = (widened(x.lowHalf), widened(x.highHalf))
+    sum.low += low * low
+    sum.high += high * high
+}
+
+/// The sum of the lanes, by halves.
+@inline(always)
+func sumOfLanes(_ x: DoubleVector) -> Double {
+    let a = x.low + x.high
+    let b = a.lowHalf + a.highHalf
+    let c = b.lowHalf + b.highHalf
+    return c.x + c.y
+}

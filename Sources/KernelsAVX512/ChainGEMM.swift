@@ -1,0 +1,1 @@
+../Kernels/ChainGEMM.swift

@@ -1,0 +1,69 @@
+/*
+ * Uses every _INIT macro and pins the layout of every struct. It is C and C++ at once, and strict C89: what
+ * compiles here compiles in a user's program. A field that moves is a break of the ABI, so the numbers below
+ * only ever grow at a struct's end.
+ */
+#include "gradaccum.h"
+#include "gradaccum.h" /* a second time: the guard must hold */
+
+#include <stdio.h>
+
+static int failures = 0;
+
+static void expect(int holds, const char *what) {
+    if (!holds) {
+        failures++;
+        fprintf(stderr, "use_header: not so: %s\n", what);
+    }
+}
+#define EXPECT(condition) expect((condition) != 0, #condition)
+
+int main(void) {
+    ga_memory memory = GA_MEMORY_INIT;
+    ga_sgd_options sgd = GA_SGD_OPTIONS_INIT;
+    ga_adam_options adam = GA_ADAM_OPTIONS_INIT;
+    ga_adamw_options adamw = GA_ADAMW_OPTIONS_INIT;
+    ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
+    ga_report report = GA_REPORT_INIT;
+
+    EXPECT(memory.struct_size == sizeof memory && sizeof memory == 40);
+    EXPECT(offsetof(ga_memory, live_bytes) == 8);
+    EXPECT(offsetof(ga_memory, peak_bytes) == 16);
+    EXPECT(offsetof(ga_memory, arena_bytes) == 24);
+    EXPECT(offsetof(ga_memory, allocator_calls) == 32);
+
+    EXPECT(sgd.struct_size == sizeof sgd && sizeof sgd == 32);
+    EXPECT(sgd.nesterov == 0 && offsetof(ga_sgd_options, nesterov) == 4);
+    EXPECT(sgd.learning_rate == 1e-3 && offsetof(ga_sgd_options, learning_rate) == 8);
+    EXPECT(sgd.momentum == 0.0 && offsetof(ga_sgd_options, momentum) == 16);
+    EXPECT(sgd.weight_decay == 0.0 && offsetof(ga_sgd_options, weight_decay) == 24);
+
+    EXPECT(adam.struct_size == sizeof adam && sizeof adam == 48);
+    EXPECT(adam.learning_rate == 1e-3 && offsetof(ga_adam_options, learning_rate) == 8);
+    EXPECT(adam.beta1 == 0.9 && offsetof(ga_adam_options, beta1) == 16);
+    EXPECT(adam.beta2 == 0.999 && offsetof(ga_adam_options, beta2) == 24);
+    EXPECT(adam.eps == 1e-8 && offsetof(ga_adam_options, eps) == 32);
+    EXPECT(adam.weight_decay == 0.0 && offsetof(ga_adam_options, weight_decay) == 40);
+
+    EXPECT(adamw.struct_size == sizeof adamw && sizeof adamw == 48);
+    EXPECT(adamw.learning_rate == 1e-3 && offsetof(ga_adamw_options, learning_rate) == 8);
+    EXPECT(adamw.beta1 == 0.9 && offsetof(ga_adamw_options, beta1) == 16);
+    EXPECT(adamw.beta2 == 0.999 && offsetof(ga_adamw_options, beta2) == 24);
+    EXPECT(adamw.eps == 1e-8 && offsetof(ga_adamw_options, eps) == 32);
+    EXPECT(adamw.weight_decay == 1e-2 && offsetof(ga_adamw_options, weight_decay) == 40);
+
+    EXPECT(window.struct_size == sizeof window && sizeof window == 24);
+    EXPECT(window.loss_reduction == GA_REDUCTION_SUM && offsetof(ga_accumulator_options, loss_reduction) == 4);
+    EXPECT(window.accumulation_steps == 1 && offsetof(ga_accumulator_options, accumulation_steps) == 8);
+    EXPECT(window.max_grad_norm == 0.0 && offsetof(ga_accumulator_options, max_grad_norm) == 16);
+
+    EXPECT(report.struct_size == sizeof report && sizeof report == 64);
+    EXPECT(report.outcome == GA_STEP_APPLIED && offsetof(ga_report, outcome) == 4);
+    EXPECT(offsetof(ga_report, loss) == 8 && offsetof(ga_report, weight) == 16);
+    EXPECT(offsetof(ga_report, micro_batches) == 24 && offsetof(ga_report, gradient_norm) == 32);
+    EXPECT(offsetof(ga_report, clip_factor) == 40 && offsetof(ga_report, learning_rate) == 48);
+    EXPECT(offsetof(ga_report, update_count) == 56);
+
+    EXPECT(GA_NO_IGNORE_INDEX < 0 && GA_NO_IGNORE_INDEX - 0 == -9223372036854775807 - 1);
+    return failures == 0 ? 0 : 1;
+}

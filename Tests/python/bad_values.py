@@ -1,0 +1,460 @@
+"""Calls with values that are wrong, for test_bad_input.py: one row each, with the status and words of the sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ctypes import c_int32
+
+import numpy as np
+from gradaccum import _ffi
+
+from calls import (
+    VALID,
+    World,
+    handles,
+    leaf,
+    made,
+    ok,
+    optimizer,
+    out,
+    sizes,
+    tensor,
+)
+from support import (
+    DTYPE,
+    INDEX,
+    INVALID_ARGUMENT,
+    NON_FINITE,
+    OUT_OF_MEMORY,
+    OVERFLOW,
+    SHAPE,
+    STATE,
+    raw,
+)
+
+F32, CPU = _ffi.FLOAT32, _ffi.DEVICE_CPU
+NONE, SUM, MEAN = _ffi.NO_IGNORE_INDEX, _ffi.REDUCTION_SUM, _ffi.REDUCTION_MEAN
+NAN, INF = float("nan"), float("inf")
+I32_MIN, I32_MAX, I64_MIN, I64_MAX = -(2**31), 2**31 - 1, -(2**63), 2**63 - 1
+
+# A call on a World, what it must end with (one of several where the header leaves it open), and words of its sentence.
+Call = Callable[[World], tuple]
+Case = tuple[Call, "int | tuple[int, ...]", tuple[str, ...]]
+CASES: dict[str, Case] = {}
+
+
+def case(name: str, expected: int | tuple[int, ...], *words: str) -> Callable[[Call], Call]:
+    def add(call: Call) -> Call:
+        assert name not in CASES, name
+        CASES[name] = (call, expected, words)
+        return call
+
+    return add
+
+
+def changed(function: str, at: int, value: object) -> Call:
+    """The valid call of a function with one argument replaced; a callable makes it from the World."""
+
+    def call(w: World) -> tuple:
+        arguments = VALID[function](w)
+        arguments[at] = value(w) if callable(value) else value
+        return (function, *arguments)
+
+    return call
+
+
+def ints(*shape: int) -> int:
+    return tensor(np.zeros(shape, np.int32))
+
+
+def halves(*shape: int) -> int:
+    return tensor(np.zeros(shape, np.float16))
+
+
+def floats(*shape: int) -> int:
+    return tensor(np.ones(shape, np.float32))
+
+
+# ------ shapes and sizes ------
+
+for function in ("ga_tensor_create", "ga_tensor_from_data", "ga_tensor_wrap"):
+    case(f"{function}: unknown device", INVALID_ARGUMENT, "device")(changed(function, 1, 1))
+    for dtype in (0, 6, -1, I32_MAX, I32_MIN):
+        case(f"{function}: dtype {dtype}", INVALID_ARGUMENT, "dtype")(changed(function, 2, dtype))
+    for rank in (-1, 9, I32_MAX, I32_MIN):
+        case(f"{function}: rank {rank}", INVALID_ARGUMENT, "rank")(changed(function, 3, rank))
+    for size in (-1, I64_MIN):
+        case(f"{function}: size {size}", INVALID_ARGUMENT, "shape")(changed(function, 4, sizes(2, size)))
+    for a, b in ((2**40, 2**40), (2**31, 2**31), (2**62, 1), (I64_MAX, I64_MAX), (2**61, 1)):
+        case(f"{function}: shape {a} x {b}", OVERFLOW, "shape")(changed(function, 4, sizes(a, b)))
+case("ga_tensor_create: more than there is", (OUT_OF_MEMORY, OVERFLOW))(
+    changed("ga_tensor_create", 4, sizes(2**40, 2**8))
+)
+case("ga_tensor_wrap: negative stride", INVALID_ARGUMENT, "strides")(
+    changed("ga_tensor_wrap", 5, sizes(3, -1))
+)
+case("ga_tensor_wrap: strides out of the address space", OVERFLOW, "strides")(
+    changed("ga_tensor_wrap", 5, sizes(2**62, 1))
+)
+for function in ("ga_tensor_copy_in", "ga_tensor_copy_out"):
+    for size in (0, 31, 33, 2**64 - 1):
+        case(f"{function}: {size} bytes", (INVALID_ARGUMENT, SHAPE), "size_bytes")(changed(function, 2, size))
+for function in ("ga_tensor_shape", "ga_tensor_strides"):
+    for capacity in (-1, 0, 1, I32_MIN):
+        case(f"{function}: capacity {capacity}", INVALID_ARGUMENT, "capacity")(changed(function, 2, capacity))
+case("ga_tensor_item: of a matrix", SHAPE, "tensor")(changed("ga_tensor_item", 0, lambda w: w.x))
+case("ga_tensor_item: of nothing", SHAPE, "tensor")(changed("ga_tensor_item", 0, lambda w: floats(0)))
+
+# ------ tensors ------
+
+case("ga_tensor_fill_normal: integers", DTYPE, "tensor")(
+    changed("ga_tensor_fill_normal", 0, lambda w: ints(2))
+)
+case("ga_tensor_fill_uniform: halves", DTYPE, "tensor")(
+    changed("ga_tensor_fill_uniform", 0, lambda w: halves(2))
+)
+for value in (NAN, INF, -1.0):
+    case(f"ga_tensor_fill_normal: deviation {value}", INVALID_ARGUMENT, "standard_deviation")(
+        changed("ga_tensor_fill_normal", 2, value)
+    )
+case("ga_tensor_fill_normal: mean", INVALID_ARGUMENT, "mean")(changed("ga_tensor_fill_normal", 1, NAN))
+case("ga_tensor_fill_uniform: low", INVALID_ARGUMENT, "low")(changed("ga_tensor_fill_uniform", 1, NAN))
+case("ga_tensor_fill_uniform: high", INVALID_ARGUMENT, "high")(changed("ga_tensor_fill_uniform", 2, INF))
+for value in (2, -1):
+    case(f"ga_tensor_set_requires_grad: {value}", INVALID_ARGUMENT, "requires_grad")(
+        changed("ga_tensor_set_requires_grad", 1, value)
+    )
+    case(f"ga_set_recording: {value}", INVALID_ARGUMENT, "recording")(
+        lambda w, value=value: ("ga_set_recording", value)
+    )
+case("ga_tensor_set_requires_grad: integers", DTYPE, "tensor")(
+    changed("ga_tensor_set_requires_grad", 0, lambda w: ints(2))
+)
+case("ga_tensor_set_requires_grad: result of an operation", STATE, "tensor")(
+    lambda w: ("ga_tensor_set_requires_grad", made(raw.ga_relu, w.weight), 0)
+)
+case("ga_tensor_set_requires_grad: a parameter stays one", STATE, "tensor")(
+    lambda w: ("ga_tensor_set_requires_grad", w.weight, 0)
+)
+case("ga_scope_close: negative count", INVALID_ARGUMENT, "keep_count")(changed("ga_scope_close", 2, -1))
+
+# ------ operations ------
+
+for function in ("ga_add", "ga_subtract", "ga_multiply", "ga_divide"):
+    case(f"{function}: shapes", SHAPE, "a", "b")(changed(function, 2, lambda w: floats(3)))
+    case(f"{function}: integers", DTYPE, "a")(changed(function, 1, lambda w: ints(2, 4)))
+    case(f"{function}: halves", DTYPE, "b", "ga_cast")(changed(function, 2, lambda w: halves(2, 4)))
+for operand, at in (("a", 1), ("b", 2)):
+    case(f"ga_matmul: {operand} is a vector", SHAPE, operand)(changed("ga_matmul", at, lambda w: floats(4)))
+    case(f"ga_matmul: {operand} of integers", DTYPE, operand)(changed("ga_matmul", at, lambda w: ints(4, 4)))
+case("ga_matmul: inner sizes", SHAPE, "a", "b")(changed("ga_matmul", 2, lambda w: floats(5, 3)))
+case("ga_matmul: leading axes", SHAPE)(changed("ga_matmul", 2, lambda w: floats(3, 4, 3)))
+case("ga_linear: inner sizes", SHAPE, "x", "weight")(changed("ga_linear", 1, lambda w: floats(2, 5)))
+case("ga_linear: x is a scalar", SHAPE, "x")(changed("ga_linear", 1, lambda w: w.scalar))
+case("ga_linear: weight of rank 3", SHAPE, "weight")(changed("ga_linear", 2, lambda w: w.sequence))
+case("ga_linear: bias of another size", SHAPE, "bias")(changed("ga_linear", 3, lambda w: floats(4)))
+case("ga_linear: bias is a matrix", SHAPE, "bias")(changed("ga_linear", 3, lambda w: floats(1, 3)))
+for parameter, at in (("x", 1), ("weight", 2), ("bias", 3)):
+    case(f"ga_linear: {parameter} of integers", DTYPE, parameter)(
+        changed("ga_linear", at, lambda w, at=at: ints(*((2, 4), (3, 4), (3,))[at - 1]))
+    )
+case("ga_layer_norm: x is a scalar", SHAPE, "x")(changed("ga_layer_norm", 1, lambda w: w.scalar))
+case("ga_layer_norm: weight", SHAPE, "weight")(changed("ga_layer_norm", 2, lambda w: floats(3)))
+case("ga_layer_norm: bias", SHAPE, "bias")(changed("ga_layer_norm", 3, lambda w: floats(2, 4)))
+for eps in (NAN, INF, -1e-5):
+    case(f"ga_layer_norm: eps {eps}", INVALID_ARGUMENT, "eps")(changed("ga_layer_norm", 4, eps))
+for value in (2, -1, I32_MIN):
+    case(f"ga_gelu: approximation {value}", INVALID_ARGUMENT, "approximation")(changed("ga_gelu", 2, value))
+case("ga_relu: integers", DTYPE, "x")(changed("ga_relu", 1, lambda w: ints(2)))
+case("ga_gelu: integers", DTYPE, "x")(changed("ga_gelu", 1, lambda w: ints(2)))
+case("ga_softmax: integers", DTYPE, "x")(changed("ga_softmax", 1, lambda w: ints(2, 2)))
+for axis in (2, -3, I32_MAX, I32_MIN):
+    case(f"ga_softmax: axis {axis}", INVALID_ARGUMENT, "axis")(changed("ga_softmax", 2, axis))
+    case(f"ga_transpose: axis_a {axis}", INVALID_ARGUMENT, "axis_a")(changed("ga_transpose", 2, axis))
+    case(f"ga_transpose: axis_b {axis}", INVALID_ARGUMENT, "axis_b")(changed("ga_transpose", 3, axis))
+    case(f"ga_slice: axis {axis}", INVALID_ARGUMENT, "axis")(changed("ga_slice", 2, axis))
+    for function in ("ga_sum", "ga_mean"):
+        case(f"{function}: axis {axis}", INVALID_ARGUMENT, "axes")(changed(function, 2, (c_int32 * 1)(axis)))
+for function in ("ga_sum", "ga_mean"):
+    case(f"{function}: the same axis twice", INVALID_ARGUMENT, "axes")(
+        lambda w, function=function: (function, out(), w.x, (c_int32 * 2)(1, -1), 2, 0)
+    )
+    case(f"{function}: negative count", INVALID_ARGUMENT, "axis_count")(changed(function, 3, -1))
+    case(f"{function}: huge count", INVALID_ARGUMENT, "axis_count")(changed(function, 3, I32_MAX))
+    case(f"{function}: integers", DTYPE, "x")(changed(function, 1, lambda w: ints(2, 2)))
+case("ga_cross_entropy: logits is a scalar", SHAPE, "logits")(
+    changed("ga_cross_entropy", 1, lambda w: w.scalar)
+)
+case("ga_cross_entropy: targets", SHAPE, "targets")(
+    changed("ga_cross_entropy", 2, lambda w: tensor(np.array([0, 1, 2])))
+)
+case("ga_cross_entropy: targets of floats", DTYPE, "targets")(
+    changed("ga_cross_entropy", 2, lambda w: floats(2))
+)
+case("ga_cross_entropy: logits of integers", DTYPE, "logits")(
+    changed("ga_cross_entropy", 1, lambda w: ints(2, 4))
+)
+for reduction in (2, -1):
+    case(f"ga_cross_entropy: reduction {reduction}", INVALID_ARGUMENT, "reduction")(
+        changed("ga_cross_entropy", 4, reduction)
+    )
+    case(f"ga_mse: reduction {reduction}", INVALID_ARGUMENT, "reduction")(changed("ga_mse", 3, reduction))
+for kind in (np.int32, np.int64):
+    for index in (-1, 4, 2**31 - 1, -(2**31)) + ((2**40, I64_MIN + 1, I64_MAX) if kind is np.int64 else ()):
+        indices = lambda w, i=index, k=kind: tensor(np.array([0, i], k))  # noqa: E731
+        case(f"ga_cross_entropy: {kind.__name__} target {index}", INDEX, "targets", str(index))(
+            changed("ga_cross_entropy", 2, indices)
+        )
+        case(f"ga_embedding: {kind.__name__} index {index}", INDEX, "indices", str(index))(
+            changed("ga_embedding", 2, indices)
+        )
+case("ga_cross_entropy: a negative target that is not the ignored one", INDEX, "targets", "-2")(
+    lambda w: ("ga_cross_entropy", out(), w.x, tensor(np.array([-1, -2])), -1, SUM)
+)
+case("ga_embedding: weight of rank 1", SHAPE, "weight")(changed("ga_embedding", 1, lambda w: floats(4)))
+case("ga_embedding: weight of integers", DTYPE, "weight")(changed("ga_embedding", 1, lambda w: ints(3, 4)))
+case("ga_embedding: indices of floats", DTYPE, "indices")(changed("ga_embedding", 2, lambda w: floats(2)))
+case("ga_mse: shapes", SHAPE, "prediction", "target")(changed("ga_mse", 2, lambda w: floats(4)))
+case("ga_mse: integers", DTYPE, "target")(changed("ga_mse", 2, lambda w: ints(2, 4)))
+for heads in (0, -1, 3, I32_MIN, I32_MAX):
+    case(f"ga_causal_attention: heads {heads}", (INVALID_ARGUMENT, SHAPE), "heads")(
+        changed("ga_causal_attention", 4, heads)
+    )
+case("ga_causal_attention: q of rank 2", SHAPE, "q")(changed("ga_causal_attention", 1, lambda w: w.x))
+case("ga_causal_attention: k", SHAPE, "k")(changed("ga_causal_attention", 2, lambda w: floats(2, 3, 6)))
+case("ga_causal_attention: v", SHAPE, "v")(changed("ga_causal_attention", 3, lambda w: floats(2, 2, 4)))
+case("ga_causal_attention: v of integers", DTYPE, "v")(
+    changed("ga_causal_attention", 3, lambda w: ints(2, 3, 4))
+)
+case("ga_reshape: other count", SHAPE, "shape")(changed("ga_reshape", 3, sizes(3, 3)))
+case("ga_reshape: -1 that divides nothing", SHAPE, "shape")(changed("ga_reshape", 3, sizes(3, -1)))
+case("ga_reshape: two -1", INVALID_ARGUMENT, "shape")(changed("ga_reshape", 3, sizes(-1, -1)))
+case("ga_reshape: -2", INVALID_ARGUMENT, "shape")(changed("ga_reshape", 3, sizes(-2, -4)))
+case("ga_reshape: -1 beside 0", SHAPE, "shape")(
+    lambda w: ("ga_reshape", out(), floats(0, 3), 2, sizes(0, -1))
+)
+case("ga_reshape: overflow", (OVERFLOW, SHAPE), "shape")(changed("ga_reshape", 3, sizes(2**62, 4)))
+for rank in (-1, 9, I32_MAX):
+    case(f"ga_reshape: rank {rank}", INVALID_ARGUMENT, "rank")(changed("ga_reshape", 2, rank))
+for start, stop, word in (
+    (-1, 2, "start"),
+    (3, 2, "st"),
+    (0, 5, "stop"),
+    (I64_MIN, I64_MAX, "st"),
+    (5, 5, "st"),
+    (I64_MAX, I64_MIN, "st"),
+):
+    case(f"ga_slice: {start} ... {stop}", (INVALID_ARGUMENT, INDEX), word)(
+        lambda w, start=start, stop=stop: ("ga_slice", out(), w.x, 1, start, stop)
+    )
+for dtype in (0, 6, -1):
+    case(f"ga_cast: dtype {dtype}", INVALID_ARGUMENT, "dtype")(changed("ga_cast", 2, dtype))
+case("ga_cast: floats to integers", DTYPE)(changed("ga_cast", 2, _ffi.INT32))
+
+# ------ runtime ------
+
+for count in (0, -1, I32_MIN):
+    case(f"ga_set_num_threads: {count}", INVALID_ARGUMENT, "count")(
+        lambda w, count=count: ("ga_set_num_threads", count)
+    )
+case("ga_set_allocator: in use", STATE)(
+    lambda w: (
+        "ga_set_allocator",
+        _ffi.AllocateFn(lambda n, a, u: None),
+        _ffi.ReleaseFn(lambda m, n, u: None),
+        None,
+    )
+)
+case("ga_set_allocator: release is missing", INVALID_ARGUMENT, "release")(
+    lambda w: ("ga_set_allocator", _ffi.AllocateFn(lambda n, a, u: None), _ffi.ReleaseFn(), None)
+)
+case("ga_set_allocator: allocate is missing", INVALID_ARGUMENT, "allocate")(
+    lambda w: ("ga_set_allocator", _ffi.AllocateFn(), _ffi.ReleaseFn(lambda m, n, u: None), None)
+)
+
+# ------ autograd ------
+
+case("ga_gradients: loss is no scalar", SHAPE, "loss")(
+    changed("ga_gradients", 1, lambda w: made(raw.ga_relu, w.weight))
+)
+case("ga_gradients: loss has no graph", INVALID_ARGUMENT, "loss")(
+    changed("ga_gradients", 1, lambda w: w.scalar)
+)
+case("ga_gradients: an input is no leaf", INVALID_ARGUMENT, "inputs")(
+    changed("ga_gradients", 2, lambda w: handles(w.weight, made(raw.ga_relu, w.bias)))
+)
+case("ga_gradients: an input needs no gradient", INVALID_ARGUMENT, "inputs")(
+    changed("ga_gradients", 2, lambda w: handles(w.weight, w.x))
+)
+for count in (-1, I64_MIN):
+    case(f"ga_gradients: count {count}", INVALID_ARGUMENT, "count")(changed("ga_gradients", 3, count))
+
+# ------ optimizers ------
+
+
+def used(w: World) -> int:
+    """A loss whose graph is used up."""
+    loss = w.loss()
+    ok(raw.ga_accumulate(w.accumulator, loss, 2.0))
+    return loss
+
+
+OPTIMIZERS = {
+    "ga_sgd_create": (_ffi.SGDOptions, ("learning_rate", "momentum", "weight_decay")),
+    "ga_adam_create": (_ffi.AdamOptions, ("learning_rate", "beta1", "beta2", "eps", "weight_decay")),
+    "ga_adamw_create": (_ffi.AdamWOptions, ("learning_rate", "beta1", "beta2", "eps", "weight_decay")),
+}
+for function, (struct, fields) in OPTIMIZERS.items():
+    for field in fields:
+        for value in (NAN, INF, -0.1, *((1.0,) if field.startswith("beta") else ())):
+            case(f"{function}: {field} {value}", INVALID_ARGUMENT, field)(
+                changed(function, 3, lambda w, s=struct, f=field, v=value: s(**{f: v}))
+            )
+    case(f"{function}: a tensor twice", INVALID_ARGUMENT, "parameters")(
+        changed(function, 1, lambda w: handles(w.free_leaves[0], w.free_leaves[0]))
+    )
+    case(f"{function}: a parameter of another optimizer", STATE, "parameters")(
+        changed(function, 1, lambda w: handles(w.free_leaves[0], w.weight))
+    )
+    case(f"{function}: result of an operation", (INVALID_ARGUMENT, STATE), "parameters")(
+        changed(function, 1, lambda w: handles(w.free_leaves[0], made(raw.ga_relu, w.weight)))
+    )
+    case(f"{function}: integers", DTYPE, "parameters")(
+        changed(function, 1, lambda w: handles(w.free_leaves[0], ints(2)))
+    )
+    case(f"{function}: not contiguous", (INVALID_ARGUMENT, SHAPE), "parameters")(
+        changed(function, 1, lambda w: handles(w.free_leaves[0], made(raw.ga_transpose, w.x, 0, 1)))
+    )
+    for count in (0, -1, I64_MIN):
+        case(f"{function}: count {count}", INVALID_ARGUMENT, "count")(changed(function, 2, count))
+case("ga_sgd_create: nesterov without momentum", INVALID_ARGUMENT, "nesterov", "momentum")(
+    changed("ga_sgd_create", 3, lambda w: _ffi.SGDOptions(nesterov=1))
+)
+case("ga_sgd_create: nesterov 2", INVALID_ARGUMENT, "nesterov")(
+    changed("ga_sgd_create", 3, lambda w: _ffi.SGDOptions(nesterov=2, momentum=0.9))
+)
+for value in (NAN, INF, -0.1):
+    case(f"ga_optimizer_set_learning_rate: {value}", INVALID_ARGUMENT, "learning_rate")(
+        changed("ga_optimizer_set_learning_rate", 1, value)
+    )
+
+# ------ accumulation ------
+
+case("ga_accumulator_create: the optimizer has one", STATE, "optimizer")(
+    changed("ga_accumulator_create", 1, lambda w: w.optimizer)
+)
+for field, value in (
+    ("loss_reduction", 2),
+    ("loss_reduction", -1),
+    ("accumulation_steps", 0),
+    ("accumulation_steps", -1),
+    ("max_grad_norm", -1.0),
+    ("max_grad_norm", NAN),
+):
+    case(f"ga_accumulator_create: {field} {value}", INVALID_ARGUMENT, field)(
+        changed("ga_accumulator_create", 2, lambda w, f=field, v=value: _ffi.AccumulatorOptions(**{f: v}))
+    )
+for weight in (NAN, INF, -INF, -1.0):
+    case(f"ga_accumulate: weight {weight}", INVALID_ARGUMENT, "weight")(changed("ga_accumulate", 2, weight))
+    case(f"ga_accumulate_gradients: weight {weight}", INVALID_ARGUMENT, "weight")(
+        changed("ga_accumulate_gradients", 5, weight)
+    )
+case("ga_accumulate: loss is no scalar", SHAPE, "loss")(
+    changed("ga_accumulate", 1, lambda w: made(raw.ga_linear, w.x, w.weight, w.bias))
+)
+case("ga_accumulate: loss without a parameter", INVALID_ARGUMENT, "loss")(
+    changed("ga_accumulate", 1, lambda w: w.scalar)
+)
+case("ga_accumulate: loss of a leaf without optimizer", INVALID_ARGUMENT, "loss")(
+    changed("ga_accumulate", 1, lambda w: made(raw.ga_sum, w.free_leaves[0], None, 0, 0))
+)
+case("ga_accumulate: loss of an optimizer without accumulator", INVALID_ARGUMENT, "loss")(
+    lambda w: ("ga_accumulate", w.accumulator, loss_of(leaf_of_optimizer()), 1.0)
+)
+case("ga_accumulate: loss of another accumulator's parameter", INVALID_ARGUMENT, "loss")(
+    lambda w: ("ga_accumulate", w.accumulator, loss_of(leaf_of_optimizer(accumulated=True)), 1.0)
+)
+case("ga_accumulate: a parameter of its own and one of none", INVALID_ARGUMENT, "loss")(
+    lambda w: (
+        "ga_accumulate",
+        w.accumulator,
+        made(raw.ga_add, made(raw.ga_sum, w.weight, None, 0, 0), loss_of(w.free_leaves[0])),
+        1.0,
+    )
+)
+for value in (NAN, INF):
+    case(f"ga_accumulate: loss {value}", NON_FINITE, "loss")(
+        lambda w, v=value: (
+            "ga_accumulate",
+            w.accumulator,
+            made(raw.ga_multiply, loss_of(w.weight), tensor(np.float32(v))),
+            1.0,
+        )
+    )
+case("ga_accumulate: twice", STATE, "loss")(changed("ga_accumulate", 1, used))
+case("ga_gradients: of a graph that is used up", STATE, "loss")(changed("ga_gradients", 1, used))
+case("ga_accumulate: mean where the option says sum", STATE, "mean")(
+    lambda w: (
+        "ga_accumulate",
+        w.accumulator,
+        made(raw.ga_cross_entropy, made(raw.ga_linear, w.x, w.weight, w.bias), w.targets, NONE, MEAN),
+        2.0,
+    )
+)
+case("ga_accumulate: mse mean where the option says sum", STATE, "mean")(
+    lambda w: (
+        "ga_accumulate",
+        w.accumulator,
+        made(raw.ga_mse, made(raw.ga_linear, w.x, w.weight, w.bias), floats(2, 3), MEAN),
+        2.0,
+    )
+)
+
+
+@case("ga_accumulate: a parameter was filled since the forward pass", STATE)
+def _filled(w: World) -> tuple:
+    loss = w.loss()
+    ok(raw.ga_tensor_fill(w.weight, 0.5))
+    return "ga_accumulate", w.accumulator, loss, 2.0
+
+
+@case("ga_accumulate: a step was taken since the forward pass", STATE)
+def _stepped(w: World) -> tuple:
+    loss = w.loss()
+    ok(raw.ga_step(w.filled_window(), None))
+    return "ga_accumulate", w.accumulator, loss, 2.0
+
+
+def loss_of(x: int) -> int:
+    return made(raw.ga_sum, x, None, 0, 0)
+
+
+def leaf_of_optimizer(accumulated: bool = False) -> int:
+    x = leaf(np.ones(2))
+    owner = optimizer([x])
+    if accumulated:
+        made(raw.ga_accumulator_create, owner, None)
+    return x
+
+
+for count in (0, 1, 3, -1, I64_MIN):
+    case(f"ga_accumulate_gradients: count {count}", (INVALID_ARGUMENT, SHAPE), "count")(
+        changed("ga_accumulate_gradients", 2, count)
+    )
+for dtype in (_ffi.INT32, _ffi.INT64):
+    case(f"ga_accumulate_gradients: dtype {dtype}", DTYPE, "dtype")(
+        changed("ga_accumulate_gradients", 3, dtype)
+    )
+for dtype in (0, 6, -1):
+    case(f"ga_accumulate_gradients: dtype {dtype}", INVALID_ARGUMENT, "dtype")(
+        changed("ga_accumulate_gradients", 3, dtype)
+    )
+for value in (NAN, INF):
+    case(f"ga_accumulate_gradients: loss {value}", NON_FINITE, "loss")(
+        changed("ga_accumulate_gradients", 4, value)
+    )
+case("ga_step: empty window", STATE, "window")(lambda w: ("ga_step", w.accumulator, _ffi.Report()))
+for index in (-1, 2, I64_MIN, I64_MAX):
+    case(f"ga_accumulated_gradient: index {index}", INDEX, "index")(
+        changed("ga_accumulated_gradient", 2, index)
+    )

@@ -1,0 +1,8 @@
+"""Lets the tests import the bindings of this checkout and each other."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+for folder in (HERE, HERE.parent / "header", HERE.parents[1] / "bindings" / "python"):
+    sys.path.insert(0, str(folder))

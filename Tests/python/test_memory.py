@@ -1,0 +1,325 @@
+"""Memory of others, wrapped without a copy, and memory from the allocator, each piece of which may be refused."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import gradaccum as ga
+import numpy as np
+import pytest
+from gradaccum import _ffi
+
+from calls import elements, handles, leaf, made, ok, optimizer, out, sizes, snapshot, tensor
+from models import (
+    train,
+)
+from support import (
+    OUT_OF_MEMORY,
+    STATE,
+    expect,
+    in_new_process,
+    raw,
+    sentence,
+)
+
+# ====== Memory of others ======
+
+
+def test_wrapped_memory_is_released_once_after_its_last_use():
+    calls: list[tuple[int, int]] = []
+    release = _ffi.WrapReleaseFn(lambda data, user: calls.append((data, user)))
+    memory = (ctypes.c_float * 12)(*range(12))
+    address = ctypes.addressof(memory)
+    parent = made(raw.ga_tensor_wrap, 0, 1, 2, sizes(3, 4), None, address, release, 77)
+    view = made(raw.ga_slice, parent, 0, 1, 3)
+    detached = made(raw.ga_tensor_detach, view)
+    weight = leaf(np.ones((2, 4)))
+    graph = made(raw.ga_linear, parent, weight, None)
+    raw.ga_tensor_free(parent)
+    raw.ga_tensor_free(view)
+    assert not calls
+    assert elements(detached).tolist() == list(range(4, 12))
+    raw.ga_tensor_free(detached)
+    assert not calls, "backward still needs the memory"
+    raw.ga_tensor_free(graph)
+    assert calls == [(address, 77)]
+    raw.ga_tensor_free(parent)
+    assert calls == [(address, 77)]
+
+
+def test_graph_that_is_used_up_releases_what_it_held():
+    calls: list[int] = []
+    release = _ffi.WrapReleaseFn(lambda data, user: calls.append(user))
+    memory = (ctypes.c_float * 4)(1, 2, 3, 4)
+    x = made(raw.ga_tensor_wrap, 0, 1, 2, sizes(1, 4), None, ctypes.addressof(memory), release, 5)
+    weight = leaf(np.ones((2, 4)))
+    window = made(raw.ga_accumulator_create, optimizer([weight]), None)
+    loss = made(raw.ga_sum, made(raw.ga_linear, x, weight, None), None, 0, 0)
+    raw.ga_tensor_free(x)
+    assert not calls
+    ok(raw.ga_accumulate(window, loss, 1.0))
+    for handle in (loss,):
+        raw.ga_tensor_free(handle)
+    gc.collect()
+    assert calls == [5], "the handles of the graph are left, and need no memory of the operands"
+
+
+def test_wrapped_memory_is_released_by_a_scope():
+    calls: list[int] = []
+    release = _ffi.WrapReleaseFn(lambda data, user: calls.append(user))
+    memory = (ctypes.c_float * 4)()
+    scope = made(raw.ga_scope_open)
+    made(raw.ga_tensor_wrap, 0, 1, 1, sizes(4), None, ctypes.addressof(memory), release, 9)
+    assert not calls
+    ok(raw.ga_scope_close(scope, None, 0))
+    assert calls == [9]
+
+
+def test_wrapped_parameter_is_updated_in_place():
+    """And its optimizer keeps the memory."""
+    calls: list[int] = []
+    release = _ffi.WrapReleaseFn(lambda data, user: calls.append(user))
+    memory = (ctypes.c_float * 4)(1, 1, 1, 1)
+    x = made(raw.ga_tensor_wrap, 0, 1, 1, sizes(4), None, ctypes.addressof(memory), release, 3)
+    owner = made(raw.ga_sgd_create, handles(x), 1, _ffi.SGDOptions(learning_rate=0.5))
+    window = made(raw.ga_accumulator_create, owner, None)
+    raw.ga_tensor_free(x)
+    ones = np.ones(4, np.float32)
+    ok(raw.ga_accumulate_gradients(window, handles(ones.ctypes.data), 1, 1, 0.0, 1.0))
+    ok(raw.ga_step(window, None))
+    assert list(memory) == [0.5] * 4 and not calls
+    raw.ga_optimizer_free(owner)
+    assert not calls
+    raw.ga_accumulator_free(window)
+    assert calls == [3]
+
+
+def test_unaligned_memory_can_be_wrapped():
+    """A float32 may stand at any multiple of 4, and in C at any address that a file was read to."""
+    rng = np.random.default_rng(4)
+    weight = leaf(rng.standard_normal((5, 33)))
+    values = rng.standard_normal((3, 33)).astype(np.float32)
+    expected = elements(made(raw.ga_linear, tensor(values), weight, None))
+    for offset in (0, 4, 1, 2, 3, 60):
+        memory = ctypes.create_string_buffer(values.nbytes + 128)
+        ctypes.memmove(ctypes.addressof(memory) + offset, values.ctypes.data, values.nbytes)
+        handle = out()
+        status = raw.ga_tensor_wrap(
+            handle, 0, 1, 2, sizes(3, 33), None, ctypes.addressof(memory) + offset, _ffi.WrapReleaseFn(), None
+        )
+        if offset % 4:
+            assert status in (0, -1)
+            if status:
+                assert "data" in sentence()
+                continue
+        assert status == 0
+        found = elements(made(raw.ga_linear, handle.value, weight, None))
+        assert found.tobytes() == expected.tobytes()
+
+
+# ====== The allocator ======
+
+
+class Allocator:
+    """malloc with a count, which refuses the n-th call, or it and all that follow."""
+
+    def __init__(self) -> None:
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.libc.aligned_alloc.restype = ctypes.c_void_p
+        self.libc.aligned_alloc.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
+        self.libc.free.argtypes = [ctypes.c_void_p]
+        self.live: dict[int, int] = {}
+        self.calls = 0
+        self.refused = 0
+        self.fail_at: int | None = None
+        self.for_good = False
+        self.mistakes: list[str] = []
+        self.lock = threading.Lock()
+        self.allocate = _ffi.AllocateFn(self._allocate)
+        self.release = _ffi.ReleaseFn(self._release)
+
+    def _allocate(self, size: int, alignment: int, user: int | None) -> int | None:
+        with self.lock:
+            self.calls += 1
+            if user != 42:
+                self.mistakes.append(f"user is {user}")
+            if alignment & (alignment - 1) or not alignment:
+                self.mistakes.append(f"alignment is {alignment}")
+            if self.fail_at is not None and (
+                self.calls == self.fail_at or self.for_good and self.calls > self.fail_at
+            ):
+                self.refused += 1
+                return None
+            address = self.libc.aligned_alloc(alignment, (size + alignment - 1) // alignment * alignment)
+            ctypes.memset(address, 0xAA, size)  # what was not written must not be read
+            self.live[address] = size
+            return address
+
+    def _release(self, memory: int, size: int, user: int | None) -> None:
+        with self.lock:
+            if self.live.pop(memory, None) != size or user != 42:
+                self.mistakes.append(f"released {memory} of {size} bytes")
+                return
+            self.libc.free(memory)
+
+    def install(self) -> None:
+        ok(raw.ga_set_allocator(self.allocate, self.release, 42))
+
+    def remove(self) -> None:
+        ok(raw.ga_memory_trim())
+        ok(raw.ga_set_allocator(_ffi.AllocateFn(), _ffi.ReleaseFn(), None))
+
+
+class Retry:
+    """Calls functions; one that is out of memory must have written nothing, and succeeds when tried again."""
+
+    def __init__(self, allocator: Allocator) -> None:
+        self.allocator = allocator
+        self.refusals = 0
+
+    def __call__(self, function: Callable[..., int], *arguments: Any) -> None:
+        before = snapshot(arguments)
+        status = function(*arguments)
+        if status == 0:
+            return
+        expect(status, OUT_OF_MEMORY)
+        assert snapshot(arguments) == before, "something was written"
+        self.refusals += 1
+        self.allocator.fail_at = None
+        ok(function(*arguments))
+
+    def made(self, function: Callable[..., int], *arguments: Any) -> int:
+        handle = out()
+        self(function, handle, *arguments)
+        return handle.value
+
+
+def scenario(call: Retry) -> tuple[list[bytes], int]:
+    """A tied model with attention, a window of two micro-batches, twice, then a caller's gradients: the weights."""
+    rng = np.random.default_rng(6)
+
+    def parameter(*shape: int) -> int:
+        array = (0.3 * rng.standard_normal(shape)).astype(np.float32)
+        handle = call.made(raw.ga_tensor_from_data, 0, 1, len(shape), sizes(*shape), array.ctypes.data)
+        call(raw.ga_tensor_set_requires_grad, handle, 1)
+        return handle
+
+    table, weight, bias, gain = parameter(11, 12), parameter(12, 12), parameter(12), parameter(12)
+    parameters = handles(table, weight, bias, gain)
+    owner = call.made(raw.ga_adamw_create, parameters, 4, None)
+    window = call.made(raw.ga_accumulator_create, owner, _ffi.AccumulatorOptions(max_grad_norm=0.5))
+    report = _ffi.Report()
+    for _ in range(2):
+        for size in (2, 1):
+            scope = call.made(raw.ga_scope_open)
+            tokens = rng.integers(0, 11, (size, 7))
+            indices = call.made(raw.ga_tensor_from_data, 0, 5, 2, sizes(size, 7), tokens.ctypes.data)
+            x = call.made(raw.ga_embedding, table, indices)
+            h = call.made(raw.ga_layer_norm, x, gain, bias, 1e-5)
+            h = call.made(raw.ga_linear, h, weight, bias)
+            h = call.made(raw.ga_causal_attention, h, x, h, 3)
+            h = call.made(raw.ga_gelu, h, 1)
+            h = call.made(raw.ga_add, x, h)
+            logits = call.made(raw.ga_linear, h, table, None)
+            loss = call.made(raw.ga_cross_entropy, logits, indices, -1, 0)
+            call(raw.ga_accumulate, window, loss, 7.0 * size)
+            call(raw.ga_scope_close, scope, None, 0)
+        copy = call.made(raw.ga_accumulated_gradient, window, 0)
+        call(raw.ga_step, window, report)
+        raw.ga_tensor_free(copy)
+    ones = np.ones((12, 12), np.float32)
+    call(raw.ga_accumulate_gradients, window, handles(None, ones.ctypes.data, None, None), 4, 1, 1.0, 2.0)
+    call(raw.ga_step, window, report)
+    scope = call.made(raw.ga_scope_open)
+    product = call.made(raw.ga_matmul, weight, weight)
+    loss = call.made(raw.ga_mse, call.made(raw.ga_softmax, product, 0), weight, 0)
+    found = (ctypes.c_void_p * 2)(0x5A, 0x5A)
+    call(raw.ga_gradients, found, loss, handles(weight, table), 2)
+    result = [elements(x).tobytes() for x in (table, weight, bias, gain, *found)]
+    call(raw.ga_scope_close, scope, None, 0)
+    raw.ga_accumulator_free(window)
+    raw.ga_optimizer_free(owner)
+    for handle in parameters:
+        raw.ga_tensor_free(handle)
+    return result, report.update_count
+
+
+def out_of_memory(for_good: bool, threads: int) -> list[int]:
+    """Fails each allocation of the scenario in turn, until none is left to fail."""
+    ok(raw.ga_set_num_threads(threads))
+    allocator = Allocator()
+    allocator.install()
+    expected, updates = scenario(Retry(allocator))
+    assert updates == 3
+    refusals = 0
+    for n in range(1, 10_000):
+        ok(raw.ga_memory_trim())
+        allocator.calls, allocator.refused = 0, 0
+        allocator.fail_at, allocator.for_good = n, for_good
+        call = Retry(allocator)
+        found, updates = scenario(call)
+        assert found == expected and updates == 3, f"allocation {n} changed the result"
+        assert (call.refusals > 0) == (allocator.refused > 0), "a refusal was hidden, or made up"
+        assert not allocator.mistakes, allocator.mistakes
+        refusals += call.refusals
+        if not allocator.refused:
+            break
+    memory = _ffi.Memory()
+    ok(raw.ga_memory_usage(memory))
+    assert memory.live_bytes == 0, "something is leaked"
+    allocator.fail_at = None
+    allocator.remove()
+    assert not allocator.live and not allocator.mistakes
+    return [n, refusals]
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_every_allocation_may_fail(for_good):
+    """The call that needs it returns OUT_OF_MEMORY and can be made again, and the result is the same bits."""
+    allocations, refusals = in_new_process(out_of_memory, for_good, 2)
+    assert allocations > 10 and refusals >= allocations - 1
+
+
+def allocator_rules() -> bool:
+    allocator = Allocator()
+    allocator.install()
+    x = tensor(np.ones(100_000))
+    assert allocator.calls > 0 and sum(allocator.live.values()) >= 400_000
+    expect(raw.ga_set_allocator(_ffi.AllocateFn(), _ffi.ReleaseFn(), None), STATE)
+    memory = _ffi.Memory()
+    ok(raw.ga_memory_usage(memory))
+    assert memory.live_bytes >= 400_000 and memory.allocator_calls == allocator.calls
+    assert memory.peak_bytes >= memory.live_bytes
+    assert memory.live_bytes + memory.arena_bytes >= sum(allocator.live.values()) >= memory.live_bytes
+    raw.ga_tensor_free(x)
+    allocator.remove()
+    assert not allocator.live and not allocator.mistakes
+    assert elements(tensor(np.ones(10))).sum() == 10
+    return True
+
+
+def test_allocator_is_used_for_all_and_gets_all_back():
+    assert in_new_process(allocator_rules)
+
+
+def limited_address_space() -> list[str]:
+    import resource
+
+    train()
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+    found = []
+    for shape in ((1 << 29,), (1 << 33,), (1 << 40,)):
+        try:
+            ga.zeros(shape)
+        except ga.GAError as error:
+            found.append(type(error).__name__)
+    train()
+    return found
+
+
+def test_system_that_is_out_of_memory_is_a_status():
+    assert in_new_process(limited_address_space) == ["GAOutOfMemoryError"] * 3

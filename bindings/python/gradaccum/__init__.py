@@ -1,0 +1,77 @@
+"""gradaccum: gradient accumulation whose result does not depend on the split, to the last bit.
+
+import gradaccum as ga
+
+optimizer = ga.AdamW([weight, bias], lr=1e-3)
+accumulator = ga.Accumulator(optimizer, max_grad_norm=1.0)
+for x, y in micro_batches:
+    loss = ga.cross_entropy(ga.linear(ga.tensor(x), weight, bias), ga.tensor(y))
+    accumulator.accumulate(loss, weight=len(y))
+report = accumulator.step()
+"""
+
+from .accumulator import Accumulator, Outcome, Report
+from .errors import (
+    GADTypeError,
+    GAError,
+    GAIndexError,
+    GAInternalError,
+    GAInvalidArgumentError,
+    GALibraryError,
+    GANonFiniteError,
+    GAOutOfMemoryError,
+    GAOverflowError,
+    GAShapeError,
+    GAStateError,
+    GAUnsupportedError,
+)
+from .ops import (
+    add,
+    cast,
+    causal_attention,
+    cross_entropy,
+    divide,
+    embedding,
+    gelu,
+    gradients,
+    layer_norm,
+    linear,
+    matmul,
+    mean,
+    mse,
+    multiply,
+    relu,
+    reshape,
+    slice,
+    softmax,
+    subtract,
+    sum,
+    transpose,
+)
+from .optim import SGD, Adam, AdamW, Optimizer
+from .runtime import (
+    MemoryUsage,
+    get_num_threads,
+    instruction_set,
+    memory_reset_peak,
+    memory_trim,
+    memory_usage,
+    set_num_threads,
+    version,
+)
+from .tensor import (
+    DType,
+    Scope,
+    Tensor,
+    bfloat16,
+    float16,
+    float32,
+    from_numpy,
+    int32,
+    int64,
+    no_grad,
+    tensor,
+    zeros,
+)
+
+__version__ = "0.1.0"

@@ -1,0 +1,278 @@
+"""The C library through ctypes: where it is found, and the one table of its prototypes.
+
+Handles are plain addresses (c_void_p). Functions that return a status raise an exception of errors.py on a
+negative one, with the sentence of ga_last_error().
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_char_p,
+    c_double,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
+from pathlib import Path
+from typing import Any
+
+from .errors import BY_STATUS, GAError, GALibraryError
+
+ABI_VERSION = 1
+SONAME = "libgradaccum.so.1"
+
+# ====== Constants, as in the header ======
+
+FLOAT32, BFLOAT16, FLOAT16, INT32, INT64 = 1, 2, 3, 4, 5
+DEVICE_CPU = 0
+MAX_RANK = 8
+GELU_ERF, GELU_TANH = 0, 1
+REDUCTION_SUM, REDUCTION_MEAN = 0, 1
+NO_IGNORE_INDEX = -(2**63)
+STEP_APPLIED, STEP_SKIPPED_NON_FINITE, STEP_SKIPPED_ZERO_WEIGHT = 0, 1, 2
+
+# ====== Structs: field for field those of the header ======
+
+
+class _Sized(Structure):
+    """A struct that starts with struct_size; made with the header's defaults, as by its _INIT macro."""
+
+    _defaults_: tuple[tuple[str, float], ...] = ()
+
+    def __init__(self, **fields: float) -> None:
+        super().__init__(**{**dict(self._defaults_), "struct_size": ctypes.sizeof(type(self)), **fields})
+
+
+class Memory(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("live_bytes", c_int64),
+        ("peak_bytes", c_int64),
+        ("arena_bytes", c_int64),
+        ("allocator_calls", c_int64),
+    ]
+
+
+class SGDOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("nesterov", c_int32),
+        ("learning_rate", c_double),
+        ("momentum", c_double),
+        ("weight_decay", c_double),
+    ]
+    _defaults_ = (("learning_rate", 1e-3),)
+
+
+class AdamOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("learning_rate", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("eps", c_double),
+        ("weight_decay", c_double),
+    ]
+    _defaults_ = (("learning_rate", 1e-3), ("beta1", 0.9), ("beta2", 0.999), ("eps", 1e-8))
+
+
+class AdamWOptions(_Sized):
+    _fields_ = AdamOptions._fields_
+    _defaults_ = (*AdamOptions._defaults_, ("weight_decay", 1e-2))
+
+
+class AccumulatorOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("loss_reduction", c_int32),
+        ("accumulation_steps", c_int64),
+        ("max_grad_norm", c_double),
+    ]
+    _defaults_ = (("accumulation_steps", 1),)
+
+
+class Report(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("outcome", c_int32),
+        ("loss", c_double),
+        ("weight", c_double),
+        ("micro_batches", c_int64),
+        ("gradient_norm", c_double),
+        ("clip_factor", c_double),
+        ("learning_rate", c_double),
+        ("update_count", c_int64),
+    ]
+
+
+# ====== Prototypes, in the header's order ======
+
+AllocateFn = CFUNCTYPE(c_void_p, c_size_t, c_size_t, c_void_p)
+ReleaseFn = CFUNCTYPE(None, c_void_p, c_size_t, c_void_p)
+WrapReleaseFn = CFUNCTYPE(None, c_void_p, c_void_p)
+
+_handle = c_void_p  # a ga_tensor *, ga_scope *, ga_optimizer * or ga_accumulator *
+_handles = POINTER(c_void_p)  # an array of them, or the address that one is written to
+_int32s = POINTER(c_int32)
+_int64s = POINTER(c_int64)
+_status = c_int32
+
+
+class _Status:
+    """Marks the restype of functions that return a status and are checked."""
+
+
+Prototype = tuple[Any, tuple[Any, ...]]
+
+PROTOTYPES: dict[str, Prototype] = {
+    "ga_version": (c_char_p, ()),
+    "ga_abi_version": (c_int32, ()),
+    "ga_status_name": (c_char_p, (_status,)),
+    "ga_last_error": (c_char_p, ()),
+    # Runtime
+    "ga_set_num_threads": (_Status, (c_int32,)),
+    "ga_num_threads": (_Status, (_int32s,)),
+    "ga_instruction_set": (_Status, (POINTER(c_char_p),)),
+    "ga_set_allocator": (_Status, (AllocateFn, ReleaseFn, c_void_p)),
+    "ga_memory_usage": (_Status, (POINTER(Memory),)),
+    "ga_memory_reset_peak": (_Status, ()),
+    "ga_memory_trim": (_Status, ()),
+    # Tensors
+    "ga_tensor_create": (_Status, (_handles, c_int32, c_int32, c_int32, _int64s)),
+    "ga_tensor_from_data": (_Status, (_handles, c_int32, c_int32, c_int32, _int64s, c_void_p)),
+    "ga_tensor_wrap": (
+        _Status,
+        (_handles, c_int32, c_int32, c_int32, _int64s, _int64s, c_void_p, WrapReleaseFn, c_void_p),
+    ),
+    "ga_tensor_free": (None, (_handle,)),
+    "ga_tensor_copy_in": (_Status, (_handle, c_void_p, c_size_t)),
+    "ga_tensor_copy_out": (_Status, (_handle, c_void_p, c_size_t)),
+    "ga_tensor_data": (_Status, (_handle, POINTER(c_void_p))),
+    "ga_tensor_item": (_Status, (_handle, POINTER(c_double))),
+    "ga_tensor_dtype": (_Status, (_handle, _int32s)),
+    "ga_tensor_rank": (_Status, (_handle, _int32s)),
+    "ga_tensor_element_count": (_Status, (_handle, _int64s)),
+    "ga_tensor_shape": (_Status, (_handle, _int64s, c_int32)),
+    "ga_tensor_strides": (_Status, (_handle, _int64s, c_int32)),
+    "ga_tensor_fill": (_Status, (_handle, c_double)),
+    "ga_tensor_fill_normal": (_Status, (_handle, c_double, c_double, c_uint64)),
+    "ga_tensor_fill_uniform": (_Status, (_handle, c_double, c_double, c_uint64)),
+    "ga_tensor_set_requires_grad": (_Status, (_handle, c_int32)),
+    "ga_tensor_requires_grad": (_Status, (_handle, _int32s)),
+    "ga_tensor_set_name": (_Status, (_handle, c_char_p)),
+    "ga_tensor_detach": (_Status, (_handles, _handle)),
+    "ga_scope_open": (_Status, (_handles,)),
+    "ga_scope_close": (_Status, (_handle, _handles, c_int64)),
+    # Operations
+    "ga_add": (_Status, (_handles, _handle, _handle)),
+    "ga_subtract": (_Status, (_handles, _handle, _handle)),
+    "ga_multiply": (_Status, (_handles, _handle, _handle)),
+    "ga_divide": (_Status, (_handles, _handle, _handle)),
+    "ga_matmul": (_Status, (_handles, _handle, _handle)),
+    "ga_linear": (_Status, (_handles, _handle, _handle, _handle)),
+    "ga_layer_norm": (_Status, (_handles, _handle, _handle, _handle, c_double)),
+    "ga_gelu": (_Status, (_handles, _handle, c_int32)),
+    "ga_relu": (_Status, (_handles, _handle)),
+    "ga_softmax": (_Status, (_handles, _handle, c_int32)),
+    "ga_cross_entropy": (_Status, (_handles, _handle, _handle, c_int64, c_int32)),
+    "ga_mse": (_Status, (_handles, _handle, _handle, c_int32)),
+    "ga_embedding": (_Status, (_handles, _handle, _handle)),
+    "ga_causal_attention": (_Status, (_handles, _handle, _handle, _handle, c_int32)),
+    "ga_reshape": (_Status, (_handles, _handle, c_int32, _int64s)),
+    "ga_transpose": (_Status, (_handles, _handle, c_int32, c_int32)),
+    "ga_slice": (_Status, (_handles, _handle, c_int32, c_int64, c_int64)),
+    "ga_sum": (_Status, (_handles, _handle, _int32s, c_int32, c_int32)),
+    "ga_mean": (_Status, (_handles, _handle, _int32s, c_int32, c_int32)),
+    "ga_cast": (_Status, (_handles, _handle, c_int32)),
+    # Autograd
+    "ga_set_recording": (_Status, (c_int32,)),
+    "ga_recording": (_Status, (_int32s,)),
+    "ga_gradients": (_Status, (_handles, _handle, _handles, c_int64)),
+    # Optimizers
+    "ga_sgd_create": (_Status, (_handles, _handles, c_int64, POINTER(SGDOptions))),
+    "ga_adam_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamOptions))),
+    "ga_adamw_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamWOptions))),
+    "ga_optimizer_free": (None, (_handle,)),
+    "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
+    "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),
+    # Accumulation
+    "ga_accumulator_create": (_Status, (_handles, _handle, POINTER(AccumulatorOptions))),
+    "ga_accumulator_free": (None, (_handle,)),
+    "ga_accumulate": (_Status, (_handle, _handle, c_double)),
+    "ga_accumulate_gradients": (_Status, (_handle, _handles, c_int64, c_int32, c_double, c_double)),
+    "ga_step_due": (_Status, (_handle, _int32s)),
+    "ga_step": (_Status, (_handle, POINTER(Report))),
+    "ga_zero": (_Status, (_handle,)),
+    "ga_accumulated_gradient": (_Status, (_handles, _handle, c_int64)),
+}
+
+# ====== The library ======
+
+
+def candidates() -> list[str]:
+    """The places a library is looked for, in order. An explicit path is the only one: a build that was asked
+    for and does not load must not be replaced by another in silence."""
+    explicit = os.environ.get("GRADACCUM_LIBRARY")
+    if explicit:
+        return [explicit]
+    package = Path(__file__).resolve().parent
+    found = [str(package / "_lib" / SONAME), str(package.parents[2] / "build" / "lib" / SONAME)]
+    installed = ctypes.util.find_library("gradaccum")
+    return [*found, installed or SONAME]
+
+
+def declare(library: ctypes.CDLL, check: Any) -> ctypes.CDLL:
+    """Gives every function of the table its types, and `check` to those that return a status."""
+    for name, (restype, argtypes) in PROTOTYPES.items():
+        function = getattr(library, name)
+        function.argtypes = argtypes
+        function.restype = _status if restype is _Status else restype
+        if restype is _Status and check is not None:
+            function.errcheck = check
+    return library
+
+
+def load_library() -> ctypes.CDLL:
+    """Loads the first candidate that there is and checks its ABI."""
+    tried: list[str] = []
+    for path in candidates():
+        try:
+            library = ctypes.CDLL(path)
+            version = library.ga_abi_version()
+            if version == ABI_VERSION:
+                return declare(library, _raise_on_error)
+            reason = f"its ABI version is {version} and this package needs {ABI_VERSION}"
+        except (OSError, AttributeError) as error:
+            reason = str(error)
+        tried.append(f"  {reason}" if reason.startswith(path) else f"  {path}: {reason}")
+    raise GALibraryError(
+        f"no usable {SONAME} was found; build it with `make`, or set GRADACCUM_LIBRARY to its path. Tried:\n"
+        + "\n".join(tried)
+    )
+
+
+def _raise_on_error(status: int, function: Any, arguments: tuple[Any, ...]) -> int:
+    if status != 0:
+        raise error_of(status)
+    return status
+
+
+def error_of(status: int) -> GAError:
+    """The exception of a status, with this thread's last sentence."""
+    error = BY_STATUS.get(status, GAError)(lib.ga_last_error().decode("utf-8", "replace"))
+    error.status = status
+    return error
+
+
+lib = load_library()

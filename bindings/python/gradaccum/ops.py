@@ -1,0 +1,151 @@
+"""The operations, under the header's names without the prefix. Shapes and errors are described there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import c_int32, c_void_p
+from typing import Any, Union
+
+from . import _ffi
+from ._ffi import lib
+from .errors import GAInvalidArgumentError
+from .tensor import DType, Tensor, int64_array, make
+
+Axes = Union[None, int, Sequence[int]]
+
+_REDUCTIONS = {"sum": _ffi.REDUCTION_SUM, "mean": _ffi.REDUCTION_MEAN}
+_GELUS = {"none": _ffi.GELU_ERF, "tanh": _ffi.GELU_TANH}
+
+
+def constant(table: dict[str, int], argument: str, value: str) -> int:
+    """The library's number for a word, or an error that lists the words there are."""
+    try:
+        return table[value]
+    except KeyError:
+        words = " or ".join(repr(word) for word in table)
+        raise GAInvalidArgumentError(f"{argument} is {value!r}: it must be {words}") from None
+
+
+def reduction_constant(argument: str, value: str) -> int:
+    return constant(_REDUCTIONS, argument, value)
+
+
+def _optional(x: Tensor | None) -> int | None:
+    return None if x is None else x.handle
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    return make(lib.ga_add, a.handle, b.handle)
+
+
+def subtract(a: Tensor, b: Tensor) -> Tensor:
+    return make(lib.ga_subtract, a.handle, b.handle)
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    return make(lib.ga_multiply, a.handle, b.handle)
+
+
+def divide(a: Tensor, b: Tensor) -> Tensor:
+    return make(lib.ga_divide, a.handle, b.handle)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """[..., m, k] times [..., k, n]: [..., m, n]."""
+    return make(lib.ga_matmul, a.handle, b.handle)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., in], weight [out, in], bias [out]: [..., out]."""
+    return make(lib.ga_linear, x.handle, weight.handle, _optional(bias))
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Over the last axis."""
+    return make(lib.ga_layer_norm, x.handle, _optional(weight), _optional(bias), eps)
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """approximate: "none" for the error function, or "tanh"."""
+    return make(lib.ga_gelu, x.handle, constant(_GELUS, "approximate", approximate))
+
+
+def relu(x: Tensor) -> Tensor:
+    return make(lib.ga_relu, x.handle)
+
+
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    return make(lib.ga_softmax, x.handle, axis)
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, *, ignore_index: int | None = None, reduction: str = "sum"
+) -> Tensor:
+    """logits [..., classes], targets [...] of int32 or int64. The default is a sum, which is what an
+    Accumulator divides by the window's weight."""
+    ignored = _ffi.NO_IGNORE_INDEX if ignore_index is None else ignore_index
+    return make(
+        lib.ga_cross_entropy,
+        logits.handle,
+        targets.handle,
+        ignored,
+        reduction_constant("reduction", reduction),
+    )
+
+
+def mse(prediction: Tensor, target: Tensor, *, reduction: str = "sum") -> Tensor:
+    return make(lib.ga_mse, prediction.handle, target.handle, reduction_constant("reduction", reduction))
+
+
+def embedding(weight: Tensor, indices: Tensor) -> Tensor:
+    """Rows of weight [rows, c] picked by indices [...]: [..., c]."""
+    return make(lib.ga_embedding, weight.handle, indices.handle)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """q, k and v [batch, time, channels]."""
+    return make(lib.ga_causal_attention, q.handle, k.handle, v.handle, heads)
+
+
+def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return make(lib.ga_reshape, x.handle, len(shape), int64_array(shape))
+
+
+def transpose(x: Tensor, axis_a: int, axis_b: int) -> Tensor:
+    return make(lib.ga_transpose, x.handle, axis_a, axis_b)
+
+
+def slice(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    """A view of the elements start ... stop - 1 along an axis."""
+    return make(lib.ga_slice, x.handle, axis, start, stop)
+
+
+def _reduce(function: Any, x: Tensor, axis: Axes, keepdims: bool) -> Tensor:
+    if axis is None:
+        axes: Sequence[int] = range(len(x.shape))
+    else:
+        axes = [axis] if isinstance(axis, int) else axis
+        if not axes:
+            raise GAInvalidArgumentError("axis is empty: name an axis, or None for all of them")
+    return make(function, x.handle, (c_int32 * len(axes))(*axes), len(axes), int(keepdims))
+
+
+def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    return _reduce(lib.ga_sum, x, axis, keepdims)
+
+
+def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
+    return _reduce(lib.ga_mean, x, axis, keepdims)
+
+
+def cast(x: Tensor, dtype: DType) -> Tensor:
+    return make(lib.ga_cast, x.handle, dtype)
+
+
+def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a scalar loss with respect to each of the leaves. The graph is used up."""
+    out = (c_void_p * len(inputs))()
+    lib.ga_gradients(out, loss.handle, (c_void_p * len(inputs))(*(x.handle for x in inputs)), len(inputs))
+    return [Tensor(address) for address in out]

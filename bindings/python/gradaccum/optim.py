@@ -1,0 +1,108 @@
+"""Optimizers. They update when the step of an Accumulator does; they have no step() of their own."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from ctypes import Structure, byref, c_double, c_void_p
+from typing import Any
+
+from . import _ffi
+from ._ffi import lib
+from .errors import GAInvalidArgumentError
+from .tensor import Tensor
+
+
+class Optimizer:
+    """The base of the optimizers below."""
+
+    def __init__(self, create: Callable[..., int], parameters: Iterable[Tensor], options: Structure) -> None:
+        self.parameters: tuple[Tensor, ...] = tuple(parameters)
+        addresses = (c_void_p * len(self.parameters))(*(x.handle for x in self.parameters))
+        out = c_void_p()
+        create(byref(out), addresses, len(self.parameters), byref(options))
+        self._address: int | None = out.value
+        self._finalizer = weakref.finalize(self, lib.ga_optimizer_free, self._address)
+
+    @property
+    def handle(self) -> int:
+        """The ga_optimizer address, for calls of the C library."""
+        if self._address is None:
+            raise GAInvalidArgumentError("the optimizer was closed")
+        return self._address
+
+    def close(self) -> None:
+        """Frees the handle now; an accumulator keeps what it needs. Closing twice does nothing."""
+        self._address = None
+        self._finalizer()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        value = c_double()
+        lib.ga_optimizer_learning_rate(self.handle, byref(value))
+        return value.value
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        lib.ga_optimizer_set_learning_rate(self.handle, value)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, as torch.optim.SGD."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        options = _ffi.SGDOptions(
+            learning_rate=lr, momentum=momentum, weight_decay=weight_decay, nesterov=int(nesterov)
+        )
+        super().__init__(lib.ga_sgd_create, parameters, options)
+
+
+class Adam(Optimizer):
+    """Adam, as torch.optim.Adam: weight decay is added to the gradient."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        options = _ffi.AdamOptions(
+            learning_rate=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay
+        )
+        super().__init__(lib.ga_adam_create, parameters, options)
+
+
+class AdamW(Optimizer):
+    """AdamW, as torch.optim.AdamW: weight decay is decoupled."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        options = _ffi.AdamWOptions(
+            learning_rate=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay
+        )
+        super().__init__(lib.ga_adamw_create, parameters, options)

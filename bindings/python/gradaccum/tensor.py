@@ -1,0 +1,365 @@
+"""Tensors, scopes and recording."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import byref, c_double, c_int32, c_int64, c_void_p
+from typing import Any, Union
+
+import numpy as np
+
+from . import _ffi
+from ._ffi import lib
+from .errors import GADTypeError, GAInvalidArgumentError
+
+
+class DType(enum.IntEnum):
+    """Element types. numpy has no bfloat16: such tensors are read and written as the bits, in uint16."""
+
+    FLOAT32 = _ffi.FLOAT32
+    BFLOAT16 = _ffi.BFLOAT16
+    FLOAT16 = _ffi.FLOAT16
+    INT32 = _ffi.INT32
+    INT64 = _ffi.INT64
+
+
+float32, bfloat16, float16, int32, int64 = DType
+
+_TO_NUMPY = {
+    DType.FLOAT32: np.dtype(np.float32),
+    DType.BFLOAT16: np.dtype(np.uint16),
+    DType.FLOAT16: np.dtype(np.float16),
+    DType.INT32: np.dtype(np.int32),
+    DType.INT64: np.dtype(np.int64),
+}
+_FROM_NUMPY = {numpy_dtype: dtype for dtype, numpy_dtype in _TO_NUMPY.items()}
+
+Operand = Union["Tensor", float, int]
+
+
+def numpy_dtype_of(array: np.ndarray) -> DType:
+    """The element type that a numpy array's has here; uint16 stands for the bits of bfloat16."""
+    try:
+        return _FROM_NUMPY[array.dtype]
+    except KeyError:
+        names = ", ".join(str(dtype) for dtype in _FROM_NUMPY)
+        raise GADTypeError(f"arrays of {array.dtype} are not supported: convert to one of {names}") from None
+
+
+def int64_array(values: Sequence[int]) -> Any:
+    return (c_int64 * len(values))(*values)
+
+
+class Tensor:
+    """A handle on a tensor of the library. It is freed with the last reference, by close(), or by the scope
+    that it was made in; the memory goes when no view, graph or accumulator needs it any more."""
+
+    __slots__ = ("_address", "_finalizer", "_shape", "__weakref__")
+
+    def __init__(self, address: int) -> None:
+        """Takes over a handle that the library made. Users call tensor(), from_numpy() or zeros()."""
+        self._address: int | None = address
+        self._shape: tuple[int, ...] | None = None
+        self._finalizer = weakref.finalize(self, lib.ga_tensor_free, address)
+        scopes = _open_scopes()
+        if scopes:
+            scopes[-1]._made.add(self)
+
+    @property
+    def handle(self) -> int:
+        """The ga_tensor address, for calls of the C library."""
+        if self._address is None:
+            raise GAInvalidArgumentError("the tensor was closed, by close() or with the scope it was made in")
+        return self._address
+
+    @property
+    def closed(self) -> bool:
+        return self._address is None
+
+    def close(self) -> None:
+        """Frees the handle now. Closing twice does nothing."""
+        self._address = None
+        self._finalizer()
+
+    def _forget(self) -> None:
+        """The library has freed the handle itself."""
+        self._address = None
+        self._finalizer.detach()
+
+    def __enter__(self) -> Tensor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ------ what it is ------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        handle = self.handle
+        if self._shape is None:
+            rank = c_int32()
+            lib.ga_tensor_rank(handle, byref(rank))
+            sizes = (c_int64 * rank.value)()
+            lib.ga_tensor_shape(handle, sizes, rank)
+            self._shape = tuple(sizes)
+        return self._shape
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In elements, as everywhere in the library; numpy's are in bytes."""
+        strides = (c_int64 * len(self.shape))()
+        lib.ga_tensor_strides(self.handle, strides, len(strides))
+        return tuple(strides)
+
+    @property
+    def dtype(self) -> DType:
+        value = c_int32()
+        lib.ga_tensor_dtype(self.handle, byref(value))
+        return DType(value.value)
+
+    @property
+    def size(self) -> int:
+        value = c_int64()
+        lib.ga_tensor_element_count(self.handle, byref(value))
+        return value.value
+
+    @property
+    def requires_grad(self) -> bool:
+        value = c_int32()
+        lib.ga_tensor_requires_grad(self.handle, byref(value))
+        return value.value != 0
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        lib.ga_tensor_set_requires_grad(self.handle, int(value))
+
+    def set_name(self, name: str) -> Tensor:
+        """Names the tensor for error sentences."""
+        lib.ga_tensor_set_name(self.handle, name.encode())
+        return self
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "Tensor(closed)"
+        return f"Tensor(shape={self.shape}, dtype={self.dtype.name.lower()})"
+
+    # ------ elements ------
+
+    def numpy(self) -> np.ndarray:
+        """A copy of the elements."""
+        array = np.empty(self.shape, _TO_NUMPY[self.dtype])
+        lib.ga_tensor_copy_out(self.handle, array.ctypes.data, array.nbytes)
+        return array
+
+    def item(self) -> float:
+        """The single element."""
+        value = c_double()
+        lib.ga_tensor_item(self.handle, byref(value))
+        return value.value
+
+    def copy_(self, array: Any) -> Tensor:
+        """Copies the elements of an array of the same shape in."""
+        source = np.ascontiguousarray(array, _TO_NUMPY[self.dtype]).reshape(np.shape(array))
+        if source.shape != self.shape:
+            raise GAInvalidArgumentError(f"array has shape {source.shape} and the tensor {self.shape}")
+        lib.ga_tensor_copy_in(self.handle, source.ctypes.data, source.nbytes)
+        return self
+
+    def fill_(self, value: float) -> Tensor:
+        lib.ga_tensor_fill(self.handle, value)
+        return self
+
+    def normal_(self, mean: float = 0.0, std: float = 1.0, *, seed: int) -> Tensor:
+        lib.ga_tensor_fill_normal(self.handle, mean, std, seed)
+        return self
+
+    def uniform_(self, low: float = 0.0, high: float = 1.0, *, seed: int) -> Tensor:
+        lib.ga_tensor_fill_uniform(self.handle, low, high, seed)
+        return self
+
+    def detach(self) -> Tensor:
+        """A tensor on the same memory that no gradient flows through."""
+        return make(lib.ga_tensor_detach, self.handle)
+
+    # ------ operators ------
+
+    def __add__(self, other: Operand) -> Tensor:
+        return _binary(lib.ga_add, self, other)
+
+    def __radd__(self, other: Operand) -> Tensor:
+        return _binary(lib.ga_add, other, self)
+
+    def __sub__(self, other: Operand) -> Tensor:
+        return _binary(lib.ga_subtract, self, other)
+
+    def __rsub__(self, other: Operand) -> Tensor:
+        return _binary(lib.ga_subtract, other, self)
+
+    def __mul__(self, other: Operand) -> Tensor:
+        return _binary(lib.ga_multiply, self, other)
+
+    def __rmul__(self, other: Operand) -> Tensor:
+        return _binary(lib.ga_multiply, other, self)
+
+    def __truediv__(self, other: Operand) -> Tensor:
+        return _binary(lib.ga_divide, self, other)
+
+    def __rtruediv__(self, other: Operand) -> Tensor:
+        return _binary(lib.ga_divide, other, self)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return _binary(lib.ga_matmul, self, other)
+
+
+def make(function: Callable[..., int], *arguments: Any) -> Tensor:
+    """Calls a function whose first parameter is the address of a new tensor."""
+    out = c_void_p()
+    function(byref(out), *arguments)
+    assert out.value is not None
+    return Tensor(out.value)
+
+
+def _binary(function: Callable[..., int], a: Operand, b: Operand) -> Tensor:
+    a, b = (x if isinstance(x, Tensor) else tensor(np.float32(x)) for x in (a, b))
+    return make(function, a.handle, b.handle)
+
+
+# ====== Making tensors ======
+
+
+def tensor(data: Any, *, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of the elements. Without dtype, float64 becomes float32."""
+    array = np.asarray(data)
+    if dtype is not None:
+        array = array.astype(_TO_NUMPY[dtype], copy=False)
+    elif array.dtype == np.float64:
+        array = array.astype(np.float32)
+    kind = numpy_dtype_of(array) if dtype is None else dtype
+    contiguous = np.ascontiguousarray(array)  # at least one axis, so the shape is taken from the original
+    shape = int64_array(array.shape)
+    made = make(lib.ga_tensor_from_data, _ffi.DEVICE_CPU, kind, array.ndim, shape, contiguous.ctypes.data)
+    if requires_grad:
+        made.requires_grad = True
+    return made
+
+
+def zeros(shape: Sequence[int], *, dtype: DType = float32, requires_grad: bool = False) -> Tensor:
+    made = make(lib.ga_tensor_create, _ffi.DEVICE_CPU, dtype, len(shape), int64_array(shape))
+    if requires_grad:
+        made.requires_grad = True
+    return made
+
+
+# Arrays whose memory is in use by the library, by the token given to it as `user`.
+_wrapped: dict[int, np.ndarray] = {}
+_tokens = itertools.count(1)
+
+
+@_ffi.WrapReleaseFn
+def _release_array(data: int | None, token: int | None) -> None:
+    _wrapped.pop(token or 0, None)
+
+
+def from_numpy(array: np.ndarray, *, requires_grad: bool = False) -> Tensor:
+    """A tensor on the array's own memory: what one writes, the other sees. The array is kept alive for as
+    long as the tensor, or anything made from it, needs its memory."""
+    kind = numpy_dtype_of(array)
+    if not array.flags.writeable:
+        raise GAInvalidArgumentError(
+            "array is read-only, and its memory would be shared: use tensor(), which copies"
+        )
+    if any(stride % array.itemsize for stride in array.strides):
+        raise GAInvalidArgumentError(
+            "array has strides that are no multiple of its element size: use tensor()"
+        )
+    strides = int64_array([stride // array.itemsize for stride in array.strides])
+    token = next(_tokens)
+    _wrapped[token] = array
+    try:
+        made = make(
+            lib.ga_tensor_wrap,
+            _ffi.DEVICE_CPU,
+            kind,
+            array.ndim,
+            int64_array(array.shape),
+            strides,
+            array.ctypes.data,
+            _release_array,
+            token,
+        )
+    except BaseException:
+        del _wrapped[token]
+        raise
+    if requires_grad:
+        made.requires_grad = True
+    return made
+
+
+# ====== Scopes and recording ======
+
+_threads = threading.local()
+
+
+def _open_scopes() -> list[Scope]:
+    """The scopes that are open on this thread, the innermost last."""
+    try:
+        return _threads.scopes
+    except AttributeError:
+        _threads.scopes = []
+        return _threads.scopes
+
+
+class Scope:
+    """Frees the tensors made in a with block at its end, except those given to keep().
+
+    Python frees a tensor with its last reference anyway; a scope does so at a known place, whatever still
+    refers to it, and leaves such tensors closed.
+    """
+
+    def __init__(self) -> None:
+        self._address: int | None = None
+        self._made: weakref.WeakSet[Tensor] = weakref.WeakSet()
+        self._kept: list[Tensor] = []
+
+    def keep(self, kept: Tensor) -> Tensor:
+        """Lets a tensor outlive the scope, in the one around it if there is one."""
+        self._kept.append(kept)
+        return kept
+
+    def __enter__(self) -> Scope:
+        out = c_void_p()
+        lib.ga_scope_open(byref(out))
+        self._address = out.value
+        _open_scopes().append(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        kept = [x for x in self._kept if not x.closed]
+        lib.ga_scope_close(self._address, (c_void_p * len(kept))(*(x.handle for x in kept)), len(kept))
+        scopes = _open_scopes()
+        scopes.remove(self)
+        for made in list(self._made):
+            if not any(made is x for x in kept):
+                made._forget()
+            elif scopes:
+                scopes[-1]._made.add(made)
+        self._made.clear()
+        self._kept.clear()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Operations on this thread are not recorded inside of the with block, as for an evaluation."""
+    before = c_int32()
+    lib.ga_recording(byref(before))
+    lib.ga_set_recording(0)
+    try:
+        yield
+    finally:
+        lib.ga_set_recording(before)

@@ -1,0 +1,464 @@
+/*
+ * gradaccum.h - gradient accumulation that anyone can link
+ *
+ * A training core behind one C header: tensors, reverse-mode autograd, and accumulating optimizers. Its
+ * centre is the accumulation window: split a batch into micro-batches in any way, and the update is the
+ * same to the last bit.
+ *
+ * A complete training step:
+ *
+ *     ga_adamw_options adamw = GA_ADAMW_OPTIONS_INIT;
+ *     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
+ *     ga_optimizer *optimizer;
+ *     ga_accumulator *accumulator;
+ *     ga_report report = GA_REPORT_INIT;
+ *     window.max_grad_norm = 1.0;
+ *     ga_adamw_create(&optimizer, parameters, parameter_count, &adamw);
+ *     ga_accumulator_create(&accumulator, optimizer, &window);
+ *     for (i = 0; i < micro_batches; i++) {
+ *         ga_scope *scope;
+ *         ga_tensor *hidden, *logits, *loss;
+ *         ga_scope_open(&scope);
+ *         ga_linear(&hidden, x[i], weight1, bias1);
+ *         ga_gelu(&hidden, hidden, GA_GELU_TANH);
+ *         ga_linear(&logits, hidden, weight2, bias2);
+ *         ga_cross_entropy(&loss, logits, y[i], GA_NO_IGNORE_INDEX, GA_REDUCTION_SUM);
+ *         ga_accumulate(accumulator, loss, sample_count[i]);
+ *         ga_scope_close(scope, NULL, 0);
+ *     }
+ *     ga_step(accumulator, &report);
+ *
+ * Ownership. A handle written through an out-parameter is yours: free it once, with the function of its
+ *   type. Freeing NULL does nothing. An object keeps alive whatever it needs, so handles may be freed in
+ *   any order. A handle that was freed is recognised and refused. Pointers that are passed in are read
+ *   during the call only, except by ga_tensor_wrap. Pointers that are returned belong to the library.
+ * Scopes. While a scope is open, tensors made on the same thread belong to it; closing it frees those
+ *   that are left. In a scope it is therefore fine to overwrite a handle, as the example does.
+ * Errors. Every function that can fail returns GA_OK (0) or a negative status, writes its out-parameters
+ *   only on success and leaves its objects as they were. ga_last_error() is one line that says what was
+ *   wrong and what to do. Nothing ends the process and nothing is printed.
+ * Threads. A handle, and the tensors that share its graph or memory, are used by one thread at a time.
+ *   Unrelated handles need no locks. ga_last_error(), scopes and ga_set_recording() are per thread. The
+ *   library starts its own workers on first use, and again in the child of a fork().
+ * Memory. Row-major. Shapes and strides are in elements, and so is every size unless its name ends in
+ *   _bytes. The leading axis of an activation is the sample axis.
+ * Stability. Functions and constants are only added, structs only grow at their end. Every options struct
+ *   starts with struct_size and has an _INIT macro that sets it and the defaults.
+ *
+ * The first law. Same samples in the same order: any split into micro-batches at sample boundaries and any
+ * number of threads gives bit-identical accumulated gradients, and so bit-identical weights. A parameter's
+ * gradient is one chain of additions in sample order; losses are sums; the one division, by the weight
+ * that really went in, happens at the step.
+ *
+ * Caveats
+ * - Law 1 holds per instruction set. Another CPU generation may round a matrix product differently.
+ * - It needs the sample axis in front. A transpose that moves it, and an operation that mixes samples,
+ *   are outside of it; so is a computation on a parameter other than a view (reshape, transpose, slice)
+ *   that happens before the parameter meets samples.
+ * - A parameter that is used at several places of one graph has an accumulator per place, told apart by
+ *   their order in the forward pass, so each micro-batch should build the graph in the same order.
+ * - Workers compute with denormals flushed to zero and in the default rounding mode. The caller's own
+ *   floating-point mode is not changed.
+ * - The library must not be called from a signal handler.
+ */
+#ifndef GRADACCUM_H
+#define GRADACCUM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ====== Version ========================================================================================= */
+
+#define GA_VERSION_MAJOR 0
+#define GA_VERSION_MINOR 1
+#define GA_VERSION_PATCH 0
+
+/* Raised when a program must be built again; it is also the number in the SONAME. */
+#define GA_ABI_VERSION 1
+
+/* The version of the loaded library, as "0.1.0". */
+const char *ga_version(void);
+
+/* GA_ABI_VERSION of the loaded library: compare it with the macro after a dlopen(). */
+int32_t ga_abi_version(void);
+
+/* ====== Status and errors =============================================================================== */
+
+typedef int32_t ga_status;
+
+#define GA_OK 0
+#define GA_ERROR_INVALID_ARGUMENT (-1) /* NULL, a dead handle, a value outside of its range               */
+#define GA_ERROR_SHAPE (-2)            /* shapes that do not fit each other or the operation              */
+#define GA_ERROR_DTYPE (-3)            /* an element type that the operation does not take                */
+#define GA_ERROR_STATE (-4)            /* a call that is not due, such as a step on an empty window       */
+#define GA_ERROR_OUT_OF_MEMORY (-5)    /* the allocator refused; everything is as it was before the call  */
+#define GA_ERROR_OVERFLOW (-6)         /* a size that does not fit the address space                      */
+#define GA_ERROR_INDEX (-7)            /* a class or row index outside of its table                       */
+#define GA_ERROR_NON_FINITE (-8)       /* a NaN or infinity where a finite number is needed               */
+#define GA_ERROR_UNSUPPORTED (-9)      /* not possible on this machine or with these settings             */
+#define GA_ERROR_INTERNAL (-10)        /* a defect of the library: please report its sentence             */
+
+/* The name of a status, as "GA_ERROR_SHAPE"; never NULL. */
+const char *ga_status_name(ga_status status);
+
+/* The sentence of this thread's last error, "" before the first; never NULL, valid until the next error. */
+const char *ga_last_error(void);
+
+/* ====== Runtime ========================================================================================= */
+
+/*
+ * Sets the number of threads of every later operation, at least 1. The default is GRADACCUM_NUM_THREADS or
+ * else the number of CPUs that this process may run on. It changes no bit of any result.
+ */
+ga_status ga_set_num_threads(int32_t count);
+
+/* The number of threads in use. */
+ga_status ga_num_threads(int32_t *out);
+
+/*
+ * The instruction set in use: "baseline", "avx2" or "avx512". It is the best that the CPU has, unless
+ * GRADACCUM_ISA names a lower one; naming one that the CPU lacks is GA_ERROR_UNSUPPORTED in every call.
+ */
+ga_status ga_instruction_set(const char **out);
+
+/* Returns size_bytes bytes at a multiple of alignment, or NULL; it may be called from any thread. */
+typedef void *(*ga_allocate_fn)(size_t size_bytes, size_t alignment, void *user);
+typedef void (*ga_release_fn)(void *memory, size_t size_bytes, void *user);
+
+/*
+ * Makes allocate and release the source of all tensor memory; both NULL brings the default back.
+ * GA_ERROR_STATE while memory of the previous source is in use.
+ */
+ga_status ga_set_allocator(ga_allocate_fn allocate, ga_release_fn release, void *user);
+
+typedef struct ga_memory {
+    uint32_t struct_size;
+    uint32_t reserved;
+    int64_t live_bytes;      /* in tensors, accumulators and optimizer state now                          */
+    int64_t peak_bytes;      /* the highest live_bytes since the start or ga_memory_reset_peak()          */
+    int64_t arena_bytes;     /* obtained from the allocator and kept for reuse                            */
+    int64_t allocator_calls; /* calls of the allocator since the start: constant in steady state          */
+} ga_memory;
+#define GA_MEMORY_INIT { sizeof(ga_memory), 0, 0, 0, 0, 0 }
+
+/* Fills in what the library's memory is used for. */
+ga_status ga_memory_usage(ga_memory *out);
+
+/* Sets peak_bytes to live_bytes. */
+ga_status ga_memory_reset_peak(void);
+
+/* Gives memory that is kept for reuse, and not in use, back to the allocator. */
+ga_status ga_memory_trim(void);
+
+/* ====== Tensors ========================================================================================= */
+
+typedef struct ga_tensor ga_tensor;
+typedef struct ga_scope ga_scope;
+
+/* Element types. A bfloat16 or float16 is a uint16_t in memory. */
+#define GA_FLOAT32 1
+#define GA_BFLOAT16 2
+#define GA_FLOAT16 3
+#define GA_INT32 4
+#define GA_INT64 5
+
+/* Where a tensor lives. The CPU is the only device of this version. */
+#define GA_DEVICE_CPU 0
+
+/* The most axes that a tensor has. A scalar has none. */
+#define GA_MAX_RANK 8
+
+/* Creates a tensor of zeros. Errors: OVERFLOW, OUT_OF_MEMORY. */
+ga_status ga_tensor_create(ga_tensor **out, int32_t device, int32_t dtype, int32_t rank, const int64_t *shape);
+
+/* Creates a tensor with a copy of the contiguous elements at data. Errors: OVERFLOW, OUT_OF_MEMORY. */
+ga_status ga_tensor_from_data(ga_tensor **out, int32_t device, int32_t dtype, int32_t rank,
+                              const int64_t *shape, const void *data);
+
+/*
+ * Creates a tensor on the caller's memory, without a copy.
+ * strides: in elements, none negative, or NULL for contiguous. The memory must outlive the tensor and all
+ * that was made from it: then release(data, user) is called once, on any thread; release may be NULL.
+ */
+ga_status ga_tensor_wrap(ga_tensor **out, int32_t device, int32_t dtype, int32_t rank, const int64_t *shape,
+                         const int64_t *strides, void *data, void (*release)(void *data, void *user),
+                         void *user);
+
+/* Frees the handle; the memory goes when no view, graph or accumulator needs it any more. */
+void ga_tensor_free(ga_tensor *tensor);
+
+/* Copies size_bytes bytes of contiguous elements in; size_bytes must be the whole tensor's. */
+ga_status ga_tensor_copy_in(ga_tensor *tensor, const void *source, size_t size_bytes);
+
+/* Copies the elements out, contiguous in row-major order; size_bytes must be the whole tensor's. */
+ga_status ga_tensor_copy_out(const ga_tensor *tensor, void *destination, size_t size_bytes);
+
+/* The address of the first element, for reading and writing in place while the tensor lives. */
+ga_status ga_tensor_data(const ga_tensor *tensor, void **out);
+
+/* The single element of a tensor that has one. Errors: SHAPE. */
+ga_status ga_tensor_item(const ga_tensor *tensor, double *out);
+
+ga_status ga_tensor_dtype(const ga_tensor *tensor, int32_t *out);
+ga_status ga_tensor_rank(const ga_tensor *tensor, int32_t *out);
+ga_status ga_tensor_element_count(const ga_tensor *tensor, int64_t *out);
+
+/* Writes rank numbers to out, which has room for capacity. Errors: INVALID_ARGUMENT if that is too few. */
+ga_status ga_tensor_shape(const ga_tensor *tensor, int64_t *out, int32_t capacity);
+ga_status ga_tensor_strides(const ga_tensor *tensor, int64_t *out, int32_t capacity);
+
+/* Sets every element to value. */
+ga_status ga_tensor_fill(ga_tensor *tensor, double value);
+
+/* Fills with normal or uniform random numbers; element i depends on (seed, i) alone. float32 only. */
+ga_status ga_tensor_fill_normal(ga_tensor *tensor, double mean, double standard_deviation, uint64_t seed);
+ga_status ga_tensor_fill_uniform(ga_tensor *tensor, double low, double high, uint64_t seed);
+
+/*
+ * Makes a float32 tensor that no operation produced a leaf for gradients (1) or an ordinary tensor (0). A
+ * leaf that an optimizer was created with is a parameter and stays one. Errors: DTYPE, STATE.
+ */
+ga_status ga_tensor_set_requires_grad(ga_tensor *tensor, int32_t requires_grad);
+ga_status ga_tensor_requires_grad(const ga_tensor *tensor, int32_t *out);
+
+/* Names a tensor for error sentences; at most 63 bytes of the name are kept. */
+ga_status ga_tensor_set_name(ga_tensor *tensor, const char *name);
+
+/* A tensor on the same memory that no gradient flows through. */
+ga_status ga_tensor_detach(ga_tensor **out, const ga_tensor *tensor);
+
+/* Opens a scope on this thread. Scopes nest and are closed in reverse order. */
+ga_status ga_scope_open(ga_scope **out);
+
+/*
+ * Closes the scope and frees the tensors that were made in it, except the keep_count tensors of keep: these
+ * move to the scope around it, or to the caller if there is none. Errors: STATE if an inner one is open.
+ */
+ga_status ga_scope_close(ga_scope *scope, ga_tensor *const *keep, int64_t keep_count);
+
+/* ====== Operations ====================================================================================== */
+/*
+ * Arithmetic is in float32, and operands of another floating type are refused with GA_ERROR_DTYPE: ga_cast
+ * them. An operation is recorded if an operand needs a gradient and recording is on.
+ */
+
+/* Elementwise, with broadcasting: shapes are aligned at their last axis, and an axis of 1 is repeated. */
+ga_status ga_add(ga_tensor **out, const ga_tensor *a, const ga_tensor *b);
+ga_status ga_subtract(ga_tensor **out, const ga_tensor *a, const ga_tensor *b);
+ga_status ga_multiply(ga_tensor **out, const ga_tensor *a, const ga_tensor *b);
+ga_status ga_divide(ga_tensor **out, const ga_tensor *a, const ga_tensor *b);
+
+/* a [..., m, k] times b [..., k, n] gives [..., m, n]; leading axes are broadcast. */
+ga_status ga_matmul(ga_tensor **out, const ga_tensor *a, const ga_tensor *b);
+
+/* x [..., in] times the transpose of weight [out, in], plus bias [out] or NULL, gives [..., out]. */
+ga_status ga_linear(ga_tensor **out, const ga_tensor *x, const ga_tensor *weight, const ga_tensor *bias);
+
+/* Normalises the last axis of x [..., c] to mean 0 and variance 1, times weight [c], plus bias [c]; either
+ * may be NULL. eps is added to the variance. */
+ga_status ga_layer_norm(ga_tensor **out, const ga_tensor *x, const ga_tensor *weight, const ga_tensor *bias,
+                        double eps);
+
+#define GA_GELU_ERF 0  /* x times the normal distribution function                                        */
+#define GA_GELU_TANH 1 /* its approximation by tanh, as in GPT-2                                          */
+ga_status ga_gelu(ga_tensor **out, const ga_tensor *x, int32_t approximation);
+
+ga_status ga_relu(ga_tensor **out, const ga_tensor *x);
+
+/* Exponentials that sum to 1 along an axis; a negative axis counts from the last. */
+ga_status ga_softmax(ga_tensor **out, const ga_tensor *x, int32_t axis);
+
+#define GA_REDUCTION_SUM 0
+#define GA_REDUCTION_MEAN 1
+
+/* An ignore_index that no target can have. */
+#define GA_NO_IGNORE_INDEX (-9223372036854775807 - 1)
+
+/*
+ * Negative log-likelihood of targets [...] (int32 or int64 classes) under softmax(logits [..., classes]).
+ * Targets equal to ignore_index count nothing, neither in the sum nor in the mean's divisor. Errors: INDEX
+ * if a target is outside of 0 ... classes - 1.
+ */
+ga_status ga_cross_entropy(ga_tensor **out, const ga_tensor *logits, const ga_tensor *targets,
+                           int64_t ignore_index, int32_t reduction);
+
+/* The squares of prediction - target, of equal shapes, summed or averaged over all elements. */
+ga_status ga_mse(ga_tensor **out, const ga_tensor *prediction, const ga_tensor *target, int32_t reduction);
+
+/* Rows of weight [rows, c] picked by indices [...] (int32 or int64): [..., c]. Errors: INDEX. */
+ga_status ga_embedding(ga_tensor **out, const ga_tensor *weight, const ga_tensor *indices);
+
+/*
+ * Causal multi-head attention: q, k and v [batch, time, channels] are cut into heads along the channels,
+ * and position t attends to positions 0 ... t with scores scaled by 1/sqrt(channels/heads). The scores are
+ * made block by block; the whole time x time table never exists.
+ */
+ga_status ga_causal_attention(ga_tensor **out, const ga_tensor *q, const ga_tensor *k, const ga_tensor *v,
+                              int32_t heads);
+
+/* The same elements in another shape; one size may be -1. A view where the strides allow it. */
+ga_status ga_reshape(ga_tensor **out, const ga_tensor *x, int32_t rank, const int64_t *shape);
+
+/* A view with two axes exchanged; negative axes count from the last. */
+ga_status ga_transpose(ga_tensor **out, const ga_tensor *x, int32_t axis_a, int32_t axis_b);
+
+/* A view of the elements start ... stop - 1 along an axis. */
+ga_status ga_slice(ga_tensor **out, const ga_tensor *x, int32_t axis, int64_t start, int64_t stop);
+
+/* The sum or mean over axis_count different axes; over all if axis_count is 0. The axes are dropped, or kept
+ * with size 1 if keep_axes is not 0. */
+ga_status ga_sum(ga_tensor **out, const ga_tensor *x, const int32_t *axes, int32_t axis_count,
+                 int32_t keep_axes);
+ga_status ga_mean(ga_tensor **out, const ga_tensor *x, const int32_t *axes, int32_t axis_count,
+                  int32_t keep_axes);
+
+/* The elements converted to another dtype, to the nearest with ties to even; a gradient flows between
+ * floating types. Errors: DTYPE for a conversion to or from integers that is not exact in kind. */
+ga_status ga_cast(ga_tensor **out, const ga_tensor *x, int32_t dtype);
+
+/* ====== Autograd ======================================================================================== */
+
+/* Turns recording on this thread on (1, the default) or off (0), as for an evaluation. */
+ga_status ga_set_recording(int32_t recording);
+ga_status ga_recording(int32_t *out);
+
+/*
+ * Writes the gradient of the scalar loss with respect to each of the count leaves inputs to out, as new
+ * tensors; zeros where the loss does not depend on one. It touches no accumulator. The graph is used up.
+ */
+ga_status ga_gradients(ga_tensor **out, const ga_tensor *loss, ga_tensor *const *inputs, int64_t count);
+
+/* ====== Optimizers ====================================================================================== */
+
+typedef struct ga_optimizer ga_optimizer;
+
+/* Stochastic gradient descent, as torch.optim.SGD (weight decay is added to the gradient). */
+typedef struct ga_sgd_options {
+    uint32_t struct_size;
+    int32_t nesterov; /* 0 or 1; 1 needs momentum                                                         */
+    double learning_rate;
+    double momentum;
+    double weight_decay;
+} ga_sgd_options;
+#define GA_SGD_OPTIONS_INIT { sizeof(ga_sgd_options), 0, 1e-3, 0.0, 0.0 }
+
+/* Adam (Kingma and Ba, arXiv 1412.6980), as torch.optim.Adam: weight decay is added to the gradient. */
+typedef struct ga_adam_options {
+    uint32_t struct_size;
+    uint32_t reserved;
+    double learning_rate;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+} ga_adam_options;
+#define GA_ADAM_OPTIONS_INIT { sizeof(ga_adam_options), 0, 1e-3, 0.9, 0.999, 1e-8, 0.0 }
+
+/* AdamW (Loshchilov and Hutter, arXiv 1711.05101), as torch.optim.AdamW: weight decay is decoupled. */
+typedef struct ga_adamw_options {
+    uint32_t struct_size;
+    uint32_t reserved;
+    double learning_rate;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+} ga_adamw_options;
+#define GA_ADAMW_OPTIONS_INIT { sizeof(ga_adamw_options), 0, 1e-3, 0.9, 0.999, 1e-8, 1e-2 }
+
+/*
+ * Creates an optimizer of count different parameters: contiguous float32 leaves. They become parameters if
+ * they were not. options NULL takes the defaults. Errors: STATE if one belongs to another optimizer.
+ */
+ga_status ga_sgd_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                        const ga_sgd_options *options);
+ga_status ga_adam_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                         const ga_adam_options *options);
+ga_status ga_adamw_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                          const ga_adamw_options *options);
+
+void ga_optimizer_free(ga_optimizer *optimizer);
+
+/* The learning rate of the next update. */
+ga_status ga_optimizer_set_learning_rate(ga_optimizer *optimizer, double learning_rate);
+ga_status ga_optimizer_learning_rate(const ga_optimizer *optimizer, double *out);
+
+/* ====== Accumulation ==================================================================================== */
+
+typedef struct ga_accumulator ga_accumulator;
+
+typedef struct ga_accumulator_options {
+    uint32_t struct_size;
+    int32_t loss_reduction;     /* what a loss is: GA_REDUCTION_SUM over its weight, or GA_REDUCTION_MEAN  */
+    int64_t accumulation_steps; /* micro-batches after which a step is due, at least 1                    */
+    double max_grad_norm;       /* clip the global norm to this; 0 does not clip                          */
+} ga_accumulator_options;
+#define GA_ACCUMULATOR_OPTIONS_INIT { sizeof(ga_accumulator_options), GA_REDUCTION_SUM, 1, 0.0 }
+
+/* Creates the accumulator of an optimizer. options NULL takes the defaults. Errors: STATE if it has one. */
+ga_status ga_accumulator_create(ga_accumulator **out, ga_optimizer *optimizer,
+                                const ga_accumulator_options *options);
+void ga_accumulator_free(ga_accumulator *accumulator);
+
+/*
+ * Runs backward from the scalar loss and adds the gradients to the window, in place.
+ * weight: the samples or tokens that the loss stands for, finite and at least 0. The loss is their sum; where
+ * the option says that it is their mean, it is multiplied by the weight first.
+ * The graph is used up: a loss is accumulated once.
+ * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a bad weight, for a loss that depends on no
+ * parameter or on one of no or of another accumulator; NON_FINITE if the loss is; STATE if the graph is used
+ * up, if a parameter has changed since the forward pass, or if the loss is a mean and the option says sum.
+ */
+ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, double weight);
+
+/*
+ * Adds gradients that the caller computed, one contiguous array per parameter in the optimizer's order.
+ * gradients[i] NULL: nothing for that parameter. dtype: of all arrays, a floating type. loss is for the
+ * report. Gradients and loss are sums over the weight, or means where the option says so.
+ */
+ga_status ga_accumulate_gradients(ga_accumulator *accumulator, const void *const *gradients, int64_t count,
+                                  int32_t dtype, double loss, double weight);
+
+/* 1 once the window has accumulation_steps micro-batches, else 0. A step may be taken earlier. */
+ga_status ga_step_due(const ga_accumulator *accumulator, int32_t *out);
+
+/* Why a step did, or did not, change the parameters. */
+#define GA_STEP_APPLIED 0
+#define GA_STEP_SKIPPED_NON_FINITE 1 /* a gradient held a NaN or infinity: nothing was changed             */
+#define GA_STEP_SKIPPED_ZERO_WEIGHT 2 /* the total weight was 0: nothing was changed                       */
+
+typedef struct ga_report {
+    uint32_t struct_size;
+    int32_t outcome;       /* one of GA_STEP_...                                                          */
+    double loss;           /* mean over the window, by weight                                             */
+    double weight;         /* total of the window                                                         */
+    int64_t micro_batches; /* in the window                                                               */
+    double gradient_norm;  /* global 2-norm of the mean gradient, before clipping                         */
+    double clip_factor;    /* what the gradient was multiplied with: 1 if nothing was clipped             */
+    double learning_rate;  /* of this update                                                              */
+    int64_t update_count;  /* applied updates so far                                                      */
+} ga_report;
+#define GA_REPORT_INIT { sizeof(ga_report), 0, 0.0, 0.0, 0, 0.0, 0.0, 0.0, 0 }
+
+/*
+ * Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
+ * report: filled in, or NULL. A window that is not finite or weighs nothing is dropped, changes nothing else
+ * and is no error: outcome says so. Errors: STATE if the window is empty.
+ */
+ga_status ga_step(ga_accumulator *accumulator, ga_report *report);
+
+/* Drops what was accumulated; parameters, optimizer state and counters stay as they are. */
+ga_status ga_zero(ga_accumulator *accumulator);
+
+/* A copy of the accumulated sum of parameter index, in the optimizer's order. Errors: INDEX. */
+ga_status ga_accumulated_gradient(ga_tensor **out, const ga_accumulator *accumulator, int64_t index);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* GRADACCUM_H */
