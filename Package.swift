@@ -37,7 +37,7 @@ let package = Package(
             name: "GradAccumShared", dependencies: ["GradAccumC"], swiftSettings: strict,
             linkerSettings: [
                 .unsafeFlags([
-                    "-static-stdlib",
+                    "-static-stdlib", "-use-ld=lld",
                     "-Xlinker", "--version-script=\(Context.packageDirectory)/gradaccum.map",
                     "-Xlinker", "-soname=libgradaccum.so.1",
                     "-Xlinker", "-z", "-Xlinker", "nodelete",

@@ -13,7 +13,7 @@ func attentionSoftmax(
     for row in 0..<Int(rows) {
         let s = s + row &* Int(ld)
         let visible = visibleColumns(row, firstRow, cols)
-        logSumExp[row] = softmaxRow(s, s, visible, scale: scale)
+        logSumExp[row] = softmaxRow(s, s, visible, room: Int(cols), scale: scale)
         fill(s + visible, 0, cols &- Int64(visible))
     }
 }
@@ -35,7 +35,7 @@ func attentionSoftmaxGradient(
             store(probability, s, lanes)
             store(probability * (load(dp, lanes) - rowDelta) * scale, dp, lanes)
         }
-        forEachLanes(to: visible, differentiate)
+        forEachLanes(to: visible, room: Int(cols), differentiate)
         fill(s + visible, 0, cols &- Int64(visible))
         fill(dp + visible, 0, cols &- Int64(visible))
     }

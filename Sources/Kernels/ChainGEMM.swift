@@ -12,7 +12,7 @@ private func chainTile(
         for row in 0..<rows {
             for vector in 0..<vectors {
                 sums[unchecked: row &* vectors &+ vector] = load(
-                    c + row &* ldc, Lanes(first: vector &* 16, count: lanes))
+                    c + row &* ldc, Lanes(first: vector &* 16, end: vector &* 16 &+ lanes))
             }
         }
     }
@@ -23,7 +23,7 @@ private func chainTile(
             for vector in 0..<vectors {
                 let place = row &* vectors &+ vector
                 sums[unchecked: place] = multiplyAdd(
-                    factor, load(b, Lanes(first: vector &* 16, count: 16)), sums[unchecked: place])
+                    factor, load(b, Lanes(first: vector &* 16)), sums[unchecked: place])
             }
         }
         a += aCol
@@ -33,7 +33,7 @@ private func chainTile(
         for vector in 0..<vectors {
             store(
                 sums[unchecked: row &* vectors &+ vector], c + row &* ldc,
-                Lanes(first: vector &* 16, count: lanes))
+                Lanes(first: vector &* 16, end: vector &* 16 &+ lanes))
         }
     }
 }
@@ -75,8 +75,8 @@ private func chainLastPanel(
     withUnsafeMutableBytes(of: &panel) {
         let panel = $0.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: Float.self)
         for p in 0..<k {
-            let row = load(b + p &* ldb, Lanes(first: 0, count: lanes))
-            store(row, panel, Lanes(first: 16 &* p, count: 16))
+            let row = load(b + p &* ldb, Lanes(first: 0, end: lanes))
+            store(row, panel, Lanes(first: 16 &* p))
         }
         chainPanel(vectors: 1, lanes: lanes, c, ldc, a, aRow, aCol, panel, 16, m, k, accumulate)
     }

@@ -2,13 +2,12 @@ import CShims
 
 /// Sixteen numbers of two bytes, as bits.
 typealias HalfVector = SIMD16<UInt16>
-typealias Bits = SIMD16<UInt32>
 
 /// The given lanes of an array of two-byte numbers; lanes past its end hold 0.
 @inline(always)
 func load(_ source: UnsafePointer<UInt16>, _ lanes: Lanes) -> HalfVector {
     let start = UnsafeRawPointer(source + lanes.first)
-    if lanes.count == 16 { return start.loadUnaligned(as: HalfVector.self) }
+    if lanes.isWhole { return start.loadUnaligned(as: HalfVector.self) }
     var vector = HalfVector.zero
     withUnsafeMutableBytes(of: &vector) {
         $0.baseAddress.unsafelyUnwrapped.copyMemory(from: start, byteCount: lanes.count &* 2)
@@ -20,7 +19,7 @@ func load(_ source: UnsafePointer<UInt16>, _ lanes: Lanes) -> HalfVector {
 @inline(always)
 private func store(_ vector: HalfVector, _ target: UnsafeMutablePointer<UInt16>, _ lanes: Lanes) {
     let start = UnsafeMutableRawPointer(target + lanes.first)
-    if lanes.count == 16 {
+    if lanes.isWhole {
         start.storeBytes(of: vector, as: HalfVector.self)
     } else {
         withUnsafeBytes(of: vector) {
@@ -52,13 +51,12 @@ func fromBF16(_ x: HalfVector) -> Vector {
     unsafeBitCast(widened(x) &<< 16, to: Vector.self)
 }
 
-/// The nearest bfloat16, ties to even. Integer arithmetic alone, so denormals survive any mode of the unit.
+/// The nearest bfloat16, ties to even. Integer arithmetic, so that denormals survive any mode of the unit.
 @inline(always)
 private func toBF16(_ x: Vector) -> HalfVector {
     let bits = unsafeBitCast(x, to: Bits.self)
     let rounded = bits &+ 0x7fff &+ (bits &>> 16 & 1)
-    let isNaN = bits & 0x7fff_ffff .> 0x7f80_0000
-    return truncated(rounded.replacing(with: bits | 0x40_0000, where: isNaN) &>> 16)
+    return truncated(choose(rounded, bits | 0x40_0000, where: x .!= x) &>> 16)
 }
 
 #if FMA
@@ -85,18 +83,20 @@ private func toBF16(_ x: Vector) -> HalfVector {
     @inline(always)
     func fromF16(_ x: HalfVector) -> Vector {
         let bits = widened(x)
-        let sign = (bits & 0x8000) &<< 16
         let shifted = (bits & 0x7fff) &<< 13
         let rebias: UInt32 = (127 - 15) << 23
-        let denormal =
-            unsafeBitCast(shifted &+ (rebias &+ 1 << 23), to: Vector.self)
-            - Vector(repeating: Float(bitPattern: rebias &+ 1 << 23))
+        let lifted = unsafeBitCast(shifted &+ (rebias + 1 << 23), to: Vector.self)
+        let denormal = lifted - Float(bitPattern: rebias + 1 << 23)
         let infinite = shifted | 0x7f80_0000
-        let magnitude = (shifted &+ rebias)
-            .replacing(with: unsafeBitCast(denormal, to: Bits.self), where: shifted .< 1 << 23)
-            .replacing(with: infinite, where: shifted .>= 31 << 23)
-            .replacing(with: infinite | 0x40_0000, where: shifted .> 31 << 23)
-        return unsafeBitCast(magnitude | sign, to: Vector.self)
+        // As floats, which compare like their bits.
+        let small = unsafeBitCast(shifted, to: Vector.self)
+        let smallInfinity = Float(bitPattern: 31 << 23)
+        var magnitude = shifted &+ rebias
+        magnitude = choose(
+            magnitude, unsafeBitCast(denormal, to: Bits.self), where: small .< .leastNormalMagnitude)
+        magnitude = choose(magnitude, infinite, where: small .>= smallInfinity)
+        magnitude = choose(magnitude, infinite | 0x40_0000, where: small .> smallInfinity)
+        return unsafeBitCast(magnitude | (bits & 0x8000) &<< 16, to: Vector.self)
     }
 
     /// The nearest binary16, ties to even, bit for bit as the conversion instruction of newer CPUs has it.
@@ -107,15 +107,13 @@ private func toBF16(_ x: Vector) -> HalfVector {
     private func toF16(_ x: Vector) -> HalfVector {
         let bits = unsafeBitCast(x, to: Bits.self)
         let magnitude = bits & 0x7fff_ffff
+        let value = unsafeBitCast(magnitude, to: Vector.self)
         let rebias: UInt32 = (127 - 15) << 23
         let normal = (magnitude &- rebias &+ 0xfff &+ (magnitude &>> 13 & 1)) &>> 13
-        let half = Vector(repeating: 0.5)
-        let denormal = unsafeBitCast(
-            unsafeBitCast(magnitude, to: Vector.self) + half, to: Bits.self) &- half[0].bitPattern
-        let rounded = normal
-            .replacing(with: denormal, where: magnitude .< 113 << 23)
-            .replacing(with: Bits(repeating: 0x7c00), where: magnitude .>= 143 << 23)
-            .replacing(with: magnitude &>> 13 & 0x3ff | 0x7e00, where: magnitude .> 255 << 23)
+        let denormal = unsafeBitCast(value + 0.5, to: Bits.self) &- Float(0.5).bitPattern
+        var rounded = choose(normal, denormal, where: value .< 0x1p-14)
+        rounded = choose(rounded, Bits(repeating: 0x7c00), where: value .>= 0x1p16)
+        rounded = choose(rounded, magnitude &>> 13 & 0x3ff | 0x7e00, where: x .!= x)
         return truncated(rounded | bits &>> 16 & 0x8000)
     }
 #endif

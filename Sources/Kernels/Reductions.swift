@@ -1,9 +1,9 @@
 /// The sum of what `term` has for `n` elements: vectors in four interleaved chains, then by halves.
 @inline(always)
-func sumOf(_ n: Int, _ term: (Lanes) -> Vector) -> Float {
+func sumOf(_ n: Int, room: Int = 0, _ term: (Lanes) -> Vector) -> Float {
     @inline(always)
     func add(_ sum: inout Vector, _ lanes: Lanes) { sum += padded(term(lanes), lanes) }
-    return sumOfLanes(accumulateLanes(.zero, n, add, join: { $0 + $1 }))
+    return sumOfLanes(accumulateLanes(.zero, n, room: room, add, join: { $0 + $1 }))
 }
 
 /// The sum of the products of what `factors` has for `n` elements, in the order of a sum.
@@ -14,7 +14,7 @@ func dotProduct(_ n: Int, _ factors: (Lanes) -> (Vector, Vector)) -> Float {
         let (a, b) = factors(lanes)
         sum = multiplyAdd(padded(a, lanes), padded(b, lanes), sum)
     }
-    return sumOfLanes(accumulateLanes(.zero, n, add, join: { $0 + $1 }))
+    return sumOfLanes(accumulateLanes(.zero, n, room: 0, add, join: { $0 + $1 }))
 }
 
 /// The sum of the squares of what `term` has for `n` elements, in double precision.
@@ -24,18 +24,18 @@ private func sumOfSquares(_ n: Int64, _ term: (Lanes) -> Vector) -> Double {
     func add(_ sum: inout DoubleVector, _ lanes: Lanes) { addSquares(padded(term(lanes), lanes), to: &sum) }
     let zero: DoubleVector = (.zero, .zero)
     return sumOfLanes(
-        accumulateLanes(zero, Int(n), add, join: { ($0.low + $1.low, $0.high + $1.high) }))
+        accumulateLanes(zero, Int(n), room: 0, add, join: { ($0.low + $1.low, $0.high + $1.high) }))
 }
 
 /// The largest of what `term` has for `n` elements, NaN left out; negative infinity if there is none.
 @inline(always)
-func largestOf(_ n: Int, _ term: (Lanes) -> Vector) -> Float {
+func largestOf(_ n: Int, room: Int = 0, _ term: (Lanes) -> Vector) -> Float {
     @inline(always)
     func keep(_ largest: inout Vector, _ lanes: Lanes) {
         largest = larger(largest, padded(term(lanes), lanes, with: -.infinity))
     }
     let lowest = Vector(repeating: -.infinity)
-    return largest(accumulateLanes(lowest, n, keep, join: { larger($0, $1) }))
+    return largest(accumulateLanes(lowest, n, room: room, keep, join: { larger($0, $1) }))
 }
 
 /// One chain per column in row order, `step` adding what a row has for some columns; 64 columns at a time are
@@ -49,8 +49,8 @@ func columnChains(
     func start(_ lanes: Lanes) -> Vector { accumulate ? load(out, lanes) : .zero }
     var column = firstColumn
     while column &+ 64 <= endColumn {
-        let lanes0 = Lanes(first: column, count: 16), lanes1 = Lanes(first: column &+ 16, count: 16)
-        let lanes2 = Lanes(first: column &+ 32, count: 16), lanes3 = Lanes(first: column &+ 48, count: 16)
+        let lanes0 = Lanes(first: column), lanes1 = Lanes(first: column &+ 16)
+        let lanes2 = Lanes(first: column &+ 32), lanes3 = Lanes(first: column &+ 48)
         var (sum0, sum1, sum2, sum3) = (start(lanes0), start(lanes1), start(lanes2), start(lanes3))
         for row in 0..<rows {
             step(&sum0, row, lanes0)

@@ -1,30 +1,32 @@
 /// The softmax of the `n` terms `scale * x`, the largest taken out first; returns the logarithm of the sum of
-/// their exponentials. A NaN among them makes all of it NaN.
+/// their exponentials. A NaN among them makes all of it NaN. Memory up to `room` may be overwritten.
 @inline(always)
 func softmaxRow(
-    _ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, _ n: Int, scale: Float
+    _ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, _ n: Int, room: Int, scale: Float
 ) -> Float {
     @inline(always)
     func term(_ lanes: Lanes) -> Vector { load(x, lanes) * scale }
-    let largest = largestOf(n, term)
+    let largest = largestOf(n, room: room, term)
     @inline(always)
     func power(_ lanes: Lanes) -> Vector {
         let power = exponential(term(lanes) - largest)
         store(power, out, lanes)
         return power
     }
-    let sum = sumOf(n, power)
+    let sum = sumOf(n, room: room, power)
     let factor = 1 / sum
     @inline(always)
     func divide(_ lanes: Lanes) { store(load(out, lanes) * factor, out, lanes) }
-    forEachLanes(to: n, divide)
+    forEachLanes(to: n, room: room, divide)
     return Float(Double(largest) + logarithm(sum))
 }
 
 /// `exp(x - max) / sum` for every row.
 func softmax(_ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, _ rows: Int64, _ cols: Int64) {
     let cols = Int(cols)
-    for row in 0..<Int(rows) { _ = softmaxRow(out + row &* cols, x + row &* cols, cols, scale: 1) }
+    for row in 0..<Int(rows) {
+        _ = softmaxRow(out + row &* cols, x + row &* cols, cols, room: cols, scale: 1)
+    }
 }
 
 /// `dx (+)= y * (dy - sum(dy * y))` for every row.

@@ -5,7 +5,7 @@ private func transposeBlock(
     _ out: UnsafeMutablePointer<Float>, _ ldout: Int, _ x: UnsafePointer<Float>, _ ldx: Int
 ) {
     var rows = zeroRegisters()
-    for row in 0..<16 { rows[unchecked: row] = load(x + row &* ldx, Lanes(first: 0, count: 16)) }
+    for row in 0..<16 { rows[unchecked: row] = load(x + row &* ldx, Lanes(first: 0)) }
     for _ in 0..<4 {
         var turned = zeroRegisters()
         for row in 0..<8 {
@@ -17,7 +17,7 @@ private func transposeBlock(
         }
         rows = turned
     }
-    for row in 0..<16 { store(rows[unchecked: row], out + row &* ldout, Lanes(first: 0, count: 16)) }
+    for row in 0..<16 { store(rows[unchecked: row], out + row &* ldout, Lanes(first: 0)) }
 }
 
 /// `out[c][r] = x[r][c]`.

@@ -2,45 +2,67 @@
 /// builds share their order of additions.
 typealias Vector = SIMD16<Float>
 
-/// Up to 16 consecutive elements; fewer only at the end of an array.
+/// The bits of a vector.
+typealias Bits = SIMD16<UInt32>
+
+/// Up to 16 consecutive elements.
 struct Lanes {
     let first: Int
+    /// Fewer than 16 only at the end of a range.
     let count: Int
+    /// Memory may be read and written for all 16, though only `count` of them matter.
+    let isWhole: Bool
+
+    @inline(always)
+    init(first: Int) {
+        self.first = first
+        count = 16
+        isWhole = true
+    }
+
+    /// The last lanes of a range that ends at `end`, in memory that ends there or at `room`.
+    @inline(always)
+    init(first: Int, end: Int, room: Int = 0) {
+        self.first = first
+        count = min(16, end &- first)
+        isWhole = first &+ 16 <= max(end, room)
+    }
 }
 
-/// Runs `body` from `start` to `end` in steps of a vector, the last of which may be partial.
+/// Runs `body` from `start` to `end` in steps of a vector, the last of which may be partial. With more `room` in
+/// memory than that, the last step is faster, and what it leaves past the end is for the caller to overwrite.
 ///
 /// Bodies here and below are named functions marked for inlining: a closure cannot be, and would become a call
 /// per vector with its arguments in 128-bit registers.
 @inline(always)
-func forEachLanes(from start: Int = 0, to end: Int, _ body: (Lanes) -> Void) {
+func forEachLanes(from start: Int = 0, to end: Int, room: Int = 0, _ body: (Lanes) -> Void) {
     var first = start
     while first &+ 16 <= end {
-        body(Lanes(first: first, count: 16))
+        body(Lanes(first: first))
         first &+= 16
     }
     if first < end {
-        body(Lanes(first: first, count: end &- first))
+        body(Lanes(first: first, end: end, room: room))
     }
 }
 
 /// Folds `n` elements into four accumulators, so that additions overlap, and joins them in a fixed order.
 @inline(always)
 func accumulateLanes<Accumulator>(
-    _ zero: Accumulator, _ n: Int, _ add: (inout Accumulator, Lanes) -> Void,
+    _ zero: Accumulator, _ n: Int, room: Int, _ add: (inout Accumulator, Lanes) -> Void,
     join: (Accumulator, Accumulator) -> Accumulator
 ) -> Accumulator {
     var (a, b, c, d) = (zero, zero, zero, zero)
     var first = 0
     while first &+ 64 <= n {
-        add(&a, Lanes(first: first, count: 16))
-        add(&b, Lanes(first: first &+ 16, count: 16))
-        add(&c, Lanes(first: first &+ 32, count: 16))
-        add(&d, Lanes(first: first &+ 48, count: 16))
+        add(&a, Lanes(first: first))
+        add(&b, Lanes(first: first &+ 16))
+        add(&c, Lanes(first: first &+ 32))
+        add(&d, Lanes(first: first &+ 48))
         first &+= 64
     }
     while first < n {
-        add(&a, Lanes(first: first, count: min(16, n &- first)))
+        add(&a, Lanes(first: first, end: n, room: room))
         first &+= 16
     }
     return join(join(a, b), join(c, d))
@@ -50,7 +72,7 @@ func accumulateLanes<Accumulator>(
 @inline(always)
 func load(_ source: UnsafePointer<Float>, _ lanes: Lanes) -> Vector {
     let start = UnsafeRawPointer(source + lanes.first)
-    if lanes.count == 16 { return start.loadUnaligned(as: Vector.self) }
+    if lanes.isWhole { return start.loadUnaligned(as: Vector.self) }
     var vector = Vector.zero
     withUnsafeMutableBytes(of: &vector) {
         $0.baseAddress.unsafelyUnwrapped.copyMemory(from: start, byteCount: lanes.count &* 4)
@@ -68,14 +90,14 @@ func load(_ source: UnsafeMutablePointer<Float>, _ lanes: Lanes) -> Vector {
 func padded(_ vector: Vector, _ lanes: Lanes, with padding: Float = 0) -> Vector {
     if lanes.count == 16 { return vector }
     let numbers = Vector(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-    return vector.replacing(with: padding, where: numbers .>= Float(lanes.count))
+    return choose(vector, padding, where: numbers .>= Float(lanes.count))
 }
 
 /// Stores a vector over the given lanes of an array and nothing past them.
 @inline(always)
 func store(_ vector: Vector, _ target: UnsafeMutablePointer<Float>, _ lanes: Lanes) {
     let start = UnsafeMutableRawPointer(target + lanes.first)
-    if lanes.count == 16 {
+    if lanes.isWhole {
         start.storeBytes(of: vector, as: Vector.self)
     } else {
         withUnsafeBytes(of: vector) {
@@ -113,31 +135,46 @@ func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Float) -> Vector {
     multiplyAdd(a, b, Vector(repeating: c))
 }
 
+/// A set or clear lane is all ones or all zeros.
+typealias Mask = SIMDMask<SIMD16<Int32>>
+
+/// `b` where the mask is set, `a` elsewhere.
+///
+/// By operations on masks, which are those of the hardware. `replacing(with:where:)` is a branch per lane, into
+/// which the compiler sinks the arithmetic that leads to `a` and `b`.
+@inline(always)
+func choose(_ a: Bits, _ b: Bits, where mask: Mask) -> Bits {
+    let (a, b) = (unsafeBitCast(a, to: Mask.self), unsafeBitCast(b, to: Mask.self))
+    return unsafeBitCast((a .& .!mask) .| (b .& mask), to: Bits.self)
+}
+
+@inline(always)
+func choose(_ a: Vector, _ b: Vector, where mask: Mask) -> Vector {
+    unsafeBitCast(
+        choose(unsafeBitCast(a, to: Bits.self), unsafeBitCast(b, to: Bits.self), where: mask),
+        to: Vector.self)
+}
+
+@inline(always)
+func choose(_ a: Vector, _ b: Float, where mask: Mask) -> Vector {
+    choose(a, Vector(repeating: b), where: mask)
+}
+
 /// The larger of each pair; `a` where either is NaN.
 @inline(always)
 func larger(_ a: Vector, _ b: Vector) -> Vector {
-    a.replacing(with: b, where: b .> a)
+    choose(a, b, where: b .> a)
 }
 
 /// The smaller of each pair; `a` where either is NaN.
 @inline(always)
 func smaller(_ a: Vector, _ b: Vector) -> Vector {
-    a.replacing(with: b, where: b .< a)
-}
-
-/// `a`, or `b` where the sign of `x` is negative.
-///
-/// By bits: a choice between two products or sums is taken apart lane by lane.
-@inline(always)
-func choose(_ a: Vector, orIfNegative b: Vector, _ x: Vector) -> Vector {
-    let negative = unsafeBitCast(unsafeBitCast(x, to: SIMD16<Int32>.self) &>> 31, to: SIMD16<UInt32>.self)
-    let (a, b) = (unsafeBitCast(a, to: SIMD16<UInt32>.self), unsafeBitCast(b, to: SIMD16<UInt32>.self))
-    return unsafeBitCast(a & ~negative | b & negative, to: Vector.self)
+    choose(a, b, where: b .< a)
 }
 
 @inline(always)
 func magnitude(_ x: Vector) -> Vector {
-    unsafeBitCast(unsafeBitCast(x, to: SIMD16<UInt32>.self) & 0x7fff_ffff, to: Vector.self)
+    unsafeBitCast(unsafeBitCast(x, to: Bits.self) & 0x7fff_ffff, to: Vector.self)
 }
 
 /// The largest lane, NaN lanes left out.

@@ -281,17 +281,18 @@ OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
     "sgd_momentum_decay": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
     "sgd_nesterov": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
-    "adam": (torch.optim.Adam, {"lr": 0.01}),
-    "adam_decay": (torch.optim.Adam, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}),
-    "adamw": (torch.optim.AdamW, {"lr": 0.01}),
-    "adamw_betas": (torch.optim.AdamW, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
+    "adam": (torch.optim.Adam, {"lr": 0.1}),
+    "adam_decay": (torch.optim.Adam, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
+    "adamw": (torch.optim.AdamW, {"lr": 0.1}),
+    "adamw_betas": (torch.optim.AdamW, {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
 }
 
 
 def optimizer_fixtures(out: Arrays) -> None:
+    """Small parameters, far updates and gradients that mostly agree: the updates are what is seen."""
     rng = np.random.default_rng(3)
-    initial = rng.standard_normal(67).astype(np.float32)
-    gradients = rng.standard_normal((12, 67)).astype(np.float32)
+    initial = (0.1 * rng.standard_normal(67)).astype(np.float32)
+    gradients = (1.0 + 0.5 * rng.standard_normal((12, 67))).astype(np.float32)
     out["optimizer/initial"], out["optimizer/gradients"] = initial, gradients
     for name, (cls, options) in OPTIMIZERS.items():
         found = []

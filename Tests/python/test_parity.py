@@ -213,10 +213,10 @@ OPTIMIZERS: dict[str, tuple[type[ga.Optimizer], dict]] = {
     "sgd": (ga.SGD, {"lr": 0.1}),
     "sgd_momentum_decay": (ga.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
     "sgd_nesterov": (ga.SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
-    "adam": (ga.Adam, {"lr": 0.01}),
-    "adam_decay": (ga.Adam, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}),
-    "adamw": (ga.AdamW, {"lr": 0.01}),
-    "adamw_betas": (ga.AdamW, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
+    "adam": (ga.Adam, {"lr": 0.1}),
+    "adam_decay": (ga.Adam, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
+    "adamw": (ga.AdamW, {"lr": 0.1}),
+    "adamw_betas": (ga.AdamW, {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
 }
 
 

@@ -212,7 +212,7 @@ def test_text_is_needed(program):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_model_that_does_not_fit_the_memory_is_a_sentence(program):
-    options = ["--channels", "1000000", "--heads", "1", "--layers", "1"]
+    options = ["--channels", "1000000000", "--heads", "1", "--layers", "1"]
     one_sentence(run(PROGRAMS[program], "--text", str(TEXT), *SMALL, *options), 1)
 
 

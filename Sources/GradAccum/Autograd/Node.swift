@@ -66,36 +66,40 @@ final class Node {
 
     private func useUp() {
         gradient = nil
-        let load = Load(inputs: inputs, backward: backward)
-        inputs = []
-        backward = nil
-        load.drop()
+        guard !inputs.isEmpty || backward != nil else { return }
+        Trash.empty { trash in
+            trash.tensors.append(contentsOf: inputs)
+            trash.closures.append(backward)
+            inputs = []
+            backward = nil
+        }
     }
 
     deinit { useUp() }
 }
 
-/// What a node held on to, on its way out.
+/// What nodes held on to, on its way out.
 ///
 /// Freeing it can free further nodes, down a chain as long as the graph is deep; a list per thread makes a loop of
 /// what would be a recursion.
-private struct Load {
-    let inputs: [Tensor]
-    let backward: Node.Backward?
+private final class Trash {
+    var tensors: [Tensor] = []
+    var closures: [Node.Backward?] = []
 
-    private final class List { var loads: [Load] = [] }
-
-    func drop() {
-        guard !inputs.isEmpty || backward != nil else { return }
+    /// Lets `fill` move things into this thread's trash, and frees them unless a caller further up is doing so.
+    static func empty(_ fill: (Trash) -> Void) {
         let slot = Int32(SHIMS_SLOT_TRASH)
         if let open = shims_thread_slot(slot) {
-            Unmanaged<List>.fromOpaque(open).takeUnretainedValue().loads.append(self)
+            fill(Unmanaged<Trash>.fromOpaque(open).takeUnretainedValue())
             return
         }
-        let list = List()
-        shims_set_thread_slot(slot, Unmanaged.passUnretained(list).toOpaque())
-        list.loads.append(self)
-        while let load = list.loads.popLast() { _ = consume load }
+        let trash = Trash()
+        shims_set_thread_slot(slot, Unmanaged.passUnretained(trash).toOpaque())
+        fill(trash)
+        while trash.popTensor() || trash.popClosure() {}
         shims_set_thread_slot(slot, nil)
     }
+
+    private func popTensor() -> Bool { tensors.popLast() != nil }
+    private func popClosure() -> Bool { closures.popLast() != nil }
 }

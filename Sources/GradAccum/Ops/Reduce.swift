@@ -87,7 +87,7 @@ func sum(
     var source = x
     var keepAlive: Tensor?
     var axis = shape.count - 1
-    var stages: [(outer: Int, count: Int, inner: Int)] = []
+    var stages: [(outer: Int, count: Int, inner: Int, isLeading: Bool)] = []
     while axis >= 0 {
         guard isSummed[axis] else {
             axis -= 1
@@ -98,7 +98,7 @@ func sum(
         while first > 1 && isSummed[first - 1] { first -= 1 }
         let count = current[first...axis].reduce(1, *)
         let inner = current[(axis + 1)...].reduce(1, *)
-        stages.append((current[..<first].reduce(1, *), count, inner))
+        stages.append((current[..<first].reduce(1, *), count, inner, first == 0))
         for joined in first...axis { current[joined] = 1 }
         axis = first - 1
     }
@@ -113,19 +113,21 @@ func sum(
         let isLast = index == last
         let temporary = isLast ? nil : try Tensor(uninitialized: [stage.outer, stage.inner], for: "sum")
         try sumMiddle(
-            source, stage.outer, stage.count, stage.inner, into: temporary?.floats ?? out, isLast ? accumulate : 0)
+            source, stage.outer, stage.count, stage.inner, byChain: stage.isLeading, into: temporary?.floats ?? out,
+            isLast ? accumulate : 0)
         keepAlive = temporary
         source = temporary?.floats ?? out
     }
     withExtendedLifetime(keepAlive) {}
 }
 
-/// out [outer, inner] (+)= x [outer, count, inner] summed over its middle axis.
+/// out [outer, inner] (+)= x [outer, count, inner] summed over its middle axis: one chain per element that loads `out`
+/// first, or else a fixed order of its own where the summed numbers are neighbours.
 private func sumMiddle(
-    _ x: UnsafeMutablePointer<Float>, _ outer: Int, _ count: Int, _ inner: Int,
+    _ x: UnsafeMutablePointer<Float>, _ outer: Int, _ count: Int, _ inner: Int, byChain: Bool,
     into out: UnsafeMutablePointer<Float>, _ accumulate: Int32
 ) throws(GAError) {
-    if inner == 1 && outer > 1 {
+    if inner == 1 && !byChain {
         try elementwiseRows(outer) { row in
             var sum = Runtime.kernels.sum(x + row * count, Int64(count))
             Runtime.kernels.add_scaled(out + row, &sum, SHIMS_F32, 1, 1, accumulate)

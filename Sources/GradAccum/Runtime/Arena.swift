@@ -12,22 +12,25 @@ public struct MemoryUsage: Sendable, Equatable {
     public internal(set) var allocatorCalls = 0
 }
 
-/// The bytes behind all tensors: a few large chunks, cut best-fit and joined again when blocks are freed.
+/// The bytes behind all tensors: a few large chunks, cut to size and joined again when blocks are freed.
 ///
 /// Every micro-batch asks for the same sizes in the same order, so after the first one no call reaches the
-/// allocator and no page is touched for the first time.
+/// allocator and no page is touched for the first time. Free blocks are kept in bins by size, eight to a power of two,
+/// so that a block that fits well is found at once (Masmano et al., TLSF, ECRTS 2004).
 final class Arena: @unchecked Sendable {
     static let shared = Arena()
 
-    /// A stretch of a chunk, in address order through `previous` and `next`.
-    private final class Block {
+    /// A stretch of a chunk, linked in address order, and among the free blocks of its bin.
+    final class Block {
         let address: UnsafeMutableRawPointer
-        var byteCount: Int
-        var isFree = true
-        unowned(unsafe) var previous: Block?
-        var next: Block?
+        fileprivate(set) var byteCount: Int
+        fileprivate var isFree = true
+        fileprivate unowned(unsafe) var previous: Block?
+        fileprivate var next: Block?
+        fileprivate unowned(unsafe) var previousFree: Block?
+        fileprivate unowned(unsafe) var nextFree: Block?
 
-        init(_ address: UnsafeMutableRawPointer, _ byteCount: Int) {
+        fileprivate init(_ address: UnsafeMutableRawPointer, _ byteCount: Int) {
             self.address = address
             self.byteCount = byteCount
         }
@@ -40,37 +43,53 @@ final class Arena: @unchecked Sendable {
 
     private static let smallestChunk = 1 << 20
     private static let largestStep = 64 << 20
+    /// How many blocks of a bin are compared before a larger bin is tried.
+    private static let mostCompared = 32
 
     let lock = Lock()
     private var allocator = Allocator.system
     private var chunks: [Chunk] = []
-    private var used: [UnsafeMutableRawPointer: Block] = [:]
+    private var bins = [Unmanaged<Block>?](repeating: nil, count: 8 * 64)
+    /// A bit for every bin that is not empty.
+    private var filled = [UInt64](repeating: 0, count: 8)
     private var usage = MemoryUsage()
 
     /// Uninitialised memory for `byteCount` bytes, aligned to ``Allocator/alignment``.
-    func allocate(byteCount: Int) throws(GAError) -> UnsafeMutableRawPointer {
+    func allocate(byteCount: Int) throws(GAError) -> Block {
         let mask = Allocator.alignment - 1
         guard byteCount <= Int.max - mask else { throw Arena.exhausted(byteCount) }
         let size = max((byteCount + mask) & ~mask, Allocator.alignment)
         return try lock.withLock { () throws(GAError) in
             let block: Block
-            if let fit = bestFit(size) { block = fit } else { block = try grow(size) }
+            if let fit = findFree(size) {
+                block = fit
+                unlink(block)
+            } else {
+                block = try grow(size)
+            }
             block.isFree = false
             split(block, to: size)
-            used[block.address] = block
             usage.liveBytes += size
             usage.peakBytes = max(usage.peakBytes, usage.liveBytes)
-            return block.address
+            return block
         }
     }
 
-    func free(_ address: UnsafeMutableRawPointer) {
+    func free(_ block: Block) {
         lock.withLock {
-            guard let block = used.removeValue(forKey: address) else { return }
             usage.liveBytes -= block.byteCount
             block.isFree = true
-            if let next = block.next, next.isFree { join(block, next) }
-            if let previous = block.previous, previous.isFree { join(previous, block) }
+            if let next = block.next, next.isFree {
+                unlink(next)
+                join(block, next)
+            }
+            if let previous = block.previous, previous.isFree {
+                unlink(previous)
+                join(previous, block)
+                link(previous)
+            } else {
+                link(block)
+            }
         }
     }
 
@@ -83,6 +102,7 @@ final class Arena: @unchecked Sendable {
         lock.withLock {
             chunks.removeAll { chunk in
                 guard chunk.first.isFree && chunk.first.next == nil else { return false }
+                unlink(chunk.first)
                 allocator.release(chunk.first.address, chunk.byteCount, allocator.user)
                 usage.arenaBytes -= chunk.byteCount
                 return true
@@ -96,7 +116,7 @@ final class Arena: @unchecked Sendable {
             guard chunks.isEmpty else {
                 throw GAError(
                     .state,
-                    "ga_set_allocator: \(usage.liveBytes) bytes of the present allocator are in use: "
+                    "set_allocator: \(usage.liveBytes) bytes of the present allocator are in use: "
                         + "free all tensors, optimizers and accumulators first")
             }
             allocator = new
@@ -107,24 +127,7 @@ final class Arena: @unchecked Sendable {
         GAError(.outOfMemory, "the allocator has no \(byteCount) bytes: use smaller micro-batches or free tensors")
     }
 
-    private func bestFit(_ size: Int) -> Block? {
-        var best: Block?
-        for chunk in chunks {
-            var block: Block? = chunk.first
-            while let candidate = block {
-                if candidate.isFree && candidate.byteCount >= size
-                    && candidate.byteCount < best?.byteCount ?? Int.max
-                {
-                    best = candidate
-                    if candidate.byteCount == size { return candidate }
-                }
-                block = candidate.next
-            }
-        }
-        return best
-    }
-
-    /// A new chunk: at least as large as all others together up to a limit, so that chunks stay few.
+    /// A new chunk: as large as all others together, up to a limit, so that chunks stay few.
     private func grow(_ size: Int) throws(GAError) -> Block {
         let wanted = max(size, min(max(usage.arenaBytes, Arena.smallestChunk), Arena.largestStep))
         for byteCount in wanted == size ? [size] : [wanted, size] {
@@ -138,6 +141,8 @@ final class Arena: @unchecked Sendable {
         throw Arena.exhausted(size)
     }
 
+    // MARK: Blocks in address order
+
     private func split(_ block: Block, to size: Int) {
         guard block.byteCount > size else { return }
         let rest = Block(block.address + size, block.byteCount - size)
@@ -146,11 +151,67 @@ final class Arena: @unchecked Sendable {
         rest.previous = block
         block.next?.previous = rest
         block.next = rest
+        link(rest)
     }
 
     private func join(_ block: Block, _ next: Block) {
         block.byteCount += next.byteCount
         block.next = next.next
         block.next?.previous = block
+    }
+
+    // MARK: Free blocks by size
+
+    /// Bins hold the sizes with the same leading one bit and the same three bits after it.
+    private func bin(_ size: Int) -> Int {
+        let exponent = Int.bitWidth - 1 - size.leadingZeroBitCount
+        return exponent << 3 | (size >> (exponent - 3)) & 7
+    }
+
+    private func findFree(_ size: Int) -> Block? {
+        let own = bin(size)
+        var best: Block?
+        var candidate = bins[own]?.takeUnretainedValue()
+        var compared = 0
+        while let block = candidate, compared < Arena.mostCompared {
+            if block.byteCount >= size && block.byteCount < best?.byteCount ?? Int.max { best = block }
+            if block.byteCount == size { break }
+            candidate = block.nextFree
+            compared += 1
+        }
+        return best ?? firstFree(from: own + 1)
+    }
+
+    private func firstFree(from bin: Int) -> Block? {
+        var word = bin >> 6
+        guard word < filled.count else { return nil }
+        var bits = filled[word] & (~0 << UInt64(bin & 63))
+        while bits == 0 {
+            word += 1
+            guard word < filled.count else { return nil }
+            bits = filled[word]
+        }
+        return bins[word << 6 | bits.trailingZeroBitCount]?.takeUnretainedValue()
+    }
+
+    private func link(_ block: Block) {
+        let bin = bin(block.byteCount)
+        let head = bins[bin]?.takeUnretainedValue()
+        block.previousFree = nil
+        block.nextFree = head
+        head?.previousFree = block
+        bins[bin] = Unmanaged.passUnretained(block)
+        filled[bin >> 6] |= 1 << UInt64(bin & 63)
+    }
+
+    private func unlink(_ block: Block) {
+        block.nextFree?.previousFree = block.previousFree
+        if let previous = block.previousFree {
+            previous.nextFree = block.nextFree
+            return
+        }
+        let bin = bin(block.byteCount)
+        bins[bin] = block.nextFree.map { Unmanaged.passUnretained($0) }
+        if bins[bin] == nil { filled[bin >> 6] &= ~(1 << UInt64(bin & 63)) }
     }
 }

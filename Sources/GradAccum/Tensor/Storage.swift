@@ -1,28 +1,32 @@
 /// The memory that tensors look at: from the arena, or the caller's.
 final class Storage {
-    typealias Release = () -> Void
+    private enum Source {
+        case arena(Arena.Block)
+        case caller(release: (() -> Void)?)
+    }
 
     let address: UnsafeMutableRawPointer
-    let byteCount: Int
     /// Raised by every write that a recorded operation could miss.
     var version = 0
-    private let release: Release?
+    private let source: Source
 
     /// Uninitialised memory from the arena.
     init(byteCount: Int) throws(GAError) {
-        address = try Arena.shared.allocate(byteCount: byteCount)
-        self.byteCount = byteCount
-        release = nil
+        let block = try Arena.shared.allocate(byteCount: byteCount)
+        address = block.address
+        source = .arena(block)
     }
 
     /// Memory of the caller; `release` is called once, when nothing looks at it any more.
-    init(wrapping address: UnsafeMutableRawPointer, byteCount: Int, release: Release?) {
+    init(wrapping address: UnsafeMutableRawPointer, release: (() -> Void)?) {
         self.address = address
-        self.byteCount = byteCount
-        self.release = release ?? {}
+        source = .caller(release: release)
     }
 
     deinit {
-        if let release { release() } else { Arena.shared.free(address) }
+        switch source {
+        case .arena(let block): Arena.shared.free(block)
+        case .caller(let release): release?()
+        }
     }
 }

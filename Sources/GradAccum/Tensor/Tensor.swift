@@ -83,16 +83,16 @@ public final class Tensor {
         guard strides.count == shape.count else {
             throw GAError(.shape, "tensor: \(strides.count) strides for \(shape.count) axes")
         }
-        let span = try Tensor.span(shape, strides)
+        try Tensor.checkSpan(shape, strides)
         guard Int(bitPattern: address) % dtype.byteCount == 0 else {
             throw GAError(.invalidArgument, "tensor: data is not aligned to its \(dtype.byteCount)-byte elements")
         }
-        let storage = Storage(wrapping: address, byteCount: span * dtype.byteCount, release: release)
+        let storage = Storage(wrapping: address, release: release)
         self.init(storage, dtype, shape, strides: strides)
     }
 
-    /// One more than the largest element offset.
-    private static func span(_ shape: [Int], _ strides: [Int]) throws(GAError) -> Int {
+    /// Errors: `invalidArgument` for a negative stride, `overflow` if the last element is out of the address space.
+    private static func checkSpan(_ shape: [Int], _ strides: [Int]) throws(GAError) {
         var last = 0
         for (size, step) in zip(shape, strides) {
             guard step >= 0 else {
@@ -105,7 +105,6 @@ public final class Tensor {
             }
             last = sum
         }
-        return last + 1
     }
 
     // MARK: Elements

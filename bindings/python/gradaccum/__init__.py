@@ -1,13 +1,15 @@
 """gradaccum: gradient accumulation whose result does not depend on the split, to the last bit.
 
-import gradaccum as ga
+One update from micro-batches of any size:
 
-optimizer = ga.AdamW([weight, bias], lr=1e-3)
-accumulator = ga.Accumulator(optimizer, max_grad_norm=1.0)
-for x, y in micro_batches:
-    loss = ga.cross_entropy(ga.linear(ga.tensor(x), weight, bias), ga.tensor(y))
-    accumulator.accumulate(loss, weight=len(y))
-report = accumulator.step()
+    import gradaccum as ga
+
+    optimizer = ga.AdamW([weight, bias], lr=1e-3)
+    accumulator = ga.Accumulator(optimizer, max_grad_norm=1.0)
+    for x, y in micro_batches:
+        loss = ga.cross_entropy(ga.linear(ga.tensor(x), weight, bias), ga.tensor(y))
+        accumulator.accumulate(loss, weight=len(y))
+    report = accumulator.step()
 """
 
 from .accumulator import Accumulator, Outcome, Report
@@ -75,3 +77,13 @@ from .tensor import (
 )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Accumulator",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "Outcome",
+    "Report",
+    "SGD",
+]

@@ -148,4 +148,4 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of a scalar loss with respect to each of the leaves. The graph is used up."""
     out = (c_void_p * len(inputs))()
     lib.ga_gradients(out, loss.handle, (c_void_p * len(inputs))(*(x.handle for x in inputs)), len(inputs))
-    return [Tensor(address) for address in out]
+    return [Tensor(address) for address in out if address is not None]

@@ -18,7 +18,7 @@ class MemoryUsage:
 
 
 def version() -> str:
-    return lib.ga_version().decode()
+    return str(lib.ga_version().decode())
 
 
 def set_num_threads(count: int) -> None:

@@ -30,7 +30,7 @@ class DType(enum.IntEnum):
 
 float32, bfloat16, float16, int32, int64 = DType
 
-_TO_NUMPY = {
+_TO_NUMPY: dict[DType, np.dtype[Any]] = {
     DType.FLOAT32: np.dtype(np.float32),
     DType.BFLOAT16: np.dtype(np.uint16),
     DType.FLOAT16: np.dtype(np.float16),
@@ -153,7 +153,7 @@ class Tensor:
 
     def numpy(self) -> np.ndarray:
         """A copy of the elements."""
-        array = np.empty(self.shape, _TO_NUMPY[self.dtype])
+        array: np.ndarray = np.empty(self.shape, _TO_NUMPY[self.dtype])
         lib.ga_tensor_copy_out(self.handle, array.ctypes.data, array.nbytes)
         return array
 
@@ -261,9 +261,11 @@ _wrapped: dict[int, np.ndarray] = {}
 _tokens = itertools.count(1)
 
 
-@_ffi.WrapReleaseFn
-def _release_array(data: int | None, token: int | None) -> None:
+def _release(data: int | None, token: int | None) -> None:
     _wrapped.pop(token or 0, None)
+
+
+_release_array = _ffi.WrapReleaseFn(_release)  # one for all, which outlives every tensor
 
 
 def from_numpy(array: np.ndarray, *, requires_grad: bool = False) -> Tensor:
@@ -308,11 +310,10 @@ _threads = threading.local()
 
 def _open_scopes() -> list[Scope]:
     """The scopes that are open on this thread, the innermost last."""
-    try:
-        return _threads.scopes
-    except AttributeError:
-        _threads.scopes = []
-        return _threads.scopes
+    scopes: list[Scope] | None = getattr(_threads, "scopes", None)
+    if scopes is None:
+        scopes = _threads.scopes = []
+    return scopes
 
 
 class Scope:

@@ -1,0 +1,151 @@
+import CShims
+import Kernels
+import KernelsAVX2
+import KernelsAVX512
+import XCTest
+
+/// A table of kernels with the name of its instruction set.
+struct Build {
+    let name: String
+    let kernels: shims_kernel_table
+
+    /// The builds that this CPU can run.
+    static let all: [Build] = {
+        let level = shims_cpu_level()
+        var builds = [Build(name: "baseline", kernels: Kernels.makeKernelTable())]
+        if level >= 1 { builds.append(Build(name: "AVX2", kernels: KernelsAVX2.makeKernelTable())) }
+        if level >= 2 { builds.append(Build(name: "AVX-512", kernels: KernelsAVX512.makeKernelTable())) }
+        return builds
+    }()
+}
+
+/// Lengths around the width of a vector and of a chain of four.
+let lengths = [0, 1, 2, 15, 16, 17, 31, 33, 63, 64, 65, 100, 257, 1000]
+
+/// A small repeatable random number generator.
+struct SplitMix64: RandomNumberGenerator {
+    var state: UInt64
+
+    init(_ seed: UInt64) { state = seed }
+
+    mutating func next() -> UInt64 {
+        state &+= 0x9e37_79b9_7f4a_7c15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+        return z ^ (z >> 31)
+    }
+
+    mutating func floats(_ count: Int, in range: ClosedRange<Float> = -2...2) -> [Float] {
+        (0..<count).map { _ in Float.random(in: range, using: &self) }
+    }
+
+    /// Numbers of any size with every kind of special value among them.
+    mutating func specialFloats(_ count: Int) -> [Float] {
+        let specials: [Float] = [
+            0, -0, 1, -1, .nan, .infinity, -.infinity, .leastNonzeroMagnitude, -.leastNonzeroMagnitude,
+            .leastNormalMagnitude, .greatestFiniteMagnitude, -.greatestFiniteMagnitude, 1e-40, -3e-39,
+        ]
+        return (0..<count).map { _ in
+            Bool.random(using: &self)
+                ? specials.randomElement(using: &self)!
+                : Float(sign: .random(using: &self), exponent: .random(in: -40...40, using: &self), significand: 1.37)
+        }
+    }
+}
+
+extension FloatingPointSign {
+    static func random(using generator: inout SplitMix64) -> FloatingPointSign {
+        Bool.random(using: &generator) ? .plus : .minus
+    }
+}
+
+/// Memory for a kernel, unaligned to a vector, with canaries before and after it that are checked at the end.
+final class Buffer<Element: BitwiseCopyable> {
+    let pointer: UnsafeMutablePointer<Element>
+    let count: Int
+    private let memory: UnsafeMutableRawBufferPointer
+    private let margin = 128
+
+    init(_ elements: [Element]) {
+        count = elements.count
+        let size = MemoryLayout<Element>.stride
+        memory = .allocate(byteCount: count * size + 2 * margin + size, alignment: 64)
+        for i in memory.indices { memory[i] = 0xa5 }
+        // One element past an aligned place.
+        pointer = (memory.baseAddress! + margin + size).bindMemory(to: Element.self, capacity: max(count, 1))
+        for (i, element) in elements.enumerated() { pointer[i] = element }
+    }
+
+    convenience init(repeating element: Element, count: Int) {
+        self.init(Array(repeating: element, count: count))
+    }
+
+    var elements: [Element] { (0..<count).map { pointer[$0] } }
+
+    deinit {
+        let start = margin + MemoryLayout<Element>.stride
+        let end = start + count * MemoryLayout<Element>.stride
+        for i in memory.indices where i < start || i >= end {
+            XCTAssertEqual(memory[i], 0xa5, "byte \(i - start) of a buffer of \(end - start) was written")
+        }
+        memory.deallocate()
+    }
+}
+
+/// The distance of a result from the true value, in units in the last place of the latter. What is below the
+/// normal range may be flushed to zero.
+func ulps(_ result: Float, _ truth: Double) -> Double {
+    let rounded = Float(truth)
+    if rounded.isNaN || result.isNaN { return rounded.isNaN && result.isNaN ? 0 : .infinity }
+    if rounded.isInfinite || result.isInfinite { return rounded == result ? 0 : .infinity }
+    let unit = max(Double(rounded.magnitude.ulp), rounded.magnitude < .leastNormalMagnitude ? 0x1p-126 : 0)
+    return abs(Double(result) - truth) / unit
+}
+
+/// Checks results against a reference, in ULPs of the size of what was added up to make it.
+func expect(
+    _ results: [Float], near truth: [Double], within bound: Double, size: [Double]? = nil,
+    _ context: @autoclosure () -> String, file: StaticString = #filePath, line: UInt = #line
+) {
+    XCTAssertEqual(results.count, truth.count, file: file, line: line)
+    for i in results.indices {
+        var distance = ulps(results[i], truth[i])
+        if let size, distance.isFinite {
+            distance = abs(Double(results[i]) - truth[i]) / Double(Float(max(size[i], 0x1p-103)).ulp)
+        }
+        if distance > bound {
+            XCTFail(
+                "\(context()): [\(i)] is \(results[i]), \(distance) ULP from \(truth[i])", file: file, line: line)
+            return
+        }
+    }
+}
+
+/// Checks that two lists agree bit for bit; any NaN equals any other.
+func expectSameBits(
+    _ a: [Float], _ b: [Float], _ context: @autoclosure () -> String, file: StaticString = #filePath,
+    line: UInt = #line
+) {
+    XCTAssertEqual(a.count, b.count, file: file, line: line)
+    for i in a.indices where a[i].bitPattern != b[i].bitPattern && !(a[i].isNaN && b[i].isNaN) {
+        XCTFail("\(context()): [\(i)] is \(a[i]) against \(b[i])", file: file, line: line)
+        return
+    }
+}
+
+/// A number that must not be read: the contents of outputs before a kernel stores to them.
+let unread = Float.nan
+
+/// What is in an output before a kernel runs.
+func initial(_ count: Int, accumulate: Bool, _ random: inout SplitMix64) -> [Float] {
+    accumulate ? random.floats(count) : Array(repeating: unread, count: count)
+}
+
+/// Runs `body` as the library's threads do, with denormals flushed, or plainly.
+func withDenormalsFlushed<Result>(_ flushed: Bool, _ body: () -> Result) -> Result {
+    guard flushed else { return body() }
+    let mode = shims_enter_compute()
+    defer { shims_leave_compute(mode) }
+    return body()
+}
