@@ -8,7 +8,7 @@ train_gpt=$root/build/examples/train_gpt
 text=$root/build/demo/text.txt
 
 "$root/examples/text.sh" "$text"
-echo "A GPT of 0.84 million parameters learns from $(wc -c <"$text") bytes of text, one byte at a time."
+echo "A GPT of 0.98 million parameters learns from $(wc -c <"$text") bytes of text, one byte at a time."
 echo
 "$train_gpt" --text "$text"
 
@@ -21,7 +21,7 @@ printf '%-10s  %-7s  %s\n' "batch as" "threads" "weights_sha256"
 first_hash=
 for threads in 1 2; do
     for split in 1x12:12 3x4:4 12x1:1 5+5+2:5; do
-        result=$("$train_gpt" --text "$text" --context 64 --updates 20 --warmup 5 --sample 0 \
+        result=$("$train_gpt" --text "$text" --updates 20 --warmup 5 --sample 0 \
             --batch $batch --micro-batch "${split#*:}" --threads $threads | tail -n 1)
         hash=${result##*weights_sha256=}
         if [ "${#hash}" -ne 64 ]; then

@@ -77,9 +77,9 @@ static thread_products *products_of_thread(void) {
     return products = t;
 }
 
-void shims_gemm_limit(int32_t level) {
-    if (level == 0) dnnl_set_max_cpu_isa(dnnl_cpu_isa_sse41);
-    if (level == 1) dnnl_set_max_cpu_isa(dnnl_cpu_isa_avx2);
+int32_t shims_gemm_limit(int32_t level) {
+    const dnnl_cpu_isa_t limit = level == 0 ? dnnl_cpu_isa_sse41 : dnnl_cpu_isa_avx2;
+    return level >= 2 || dnnl_set_max_cpu_isa(limit) == dnnl_success;
 }
 
 /* ------ the two generations of oneDNN's interface ---------------------------------------------------------- */

@@ -73,9 +73,13 @@ public func ga_cross_entropy(
 ) -> ga_status {
     making(out) { () throws(GAError) in
         try tensor(logits, "logits").crossEntropy(
-            tensor(targets, "targets"), ignoreIndex: ignore_index, reduction: try constant(reduction, "reduction"))
+            tensor(targets, "targets"), ignoreIndex: ignore_index == noIgnoreIndex ? nil : ignore_index,
+            reduction: try constant(reduction, "reduction"))
     }
 }
+
+/// GA_NO_IGNORE_INDEX, which is an expression and so not imported.
+private let noIgnoreIndex = Int64.min
 
 @_cdecl("ga_mse") @implementation
 public func ga_mse(

@@ -34,7 +34,7 @@ enum Reference {
     }
 }
 
-final class ConversionTests: XCTestCase {
+final class ConversionTests: KernelTestCase {
     func testEveryHalfHasItsValue() {
         let all = Buffer((0...UInt16.max).map { $0 })
         for build in Build.all {

@@ -1,7 +1,7 @@
 import CShims
 import XCTest
 
-final class ElementwiseTests: XCTestCase {
+final class ElementwiseTests: KernelTestCase {
     let operations: [(op: shims_binary, value: (Float, Float) -> Float)] = [
         (SHIMS_ADD, { $0 + $1 }), (SHIMS_SUBTRACT, { $0 - $1 }), (SHIMS_MULTIPLY, { $0 * $1 }),
         (SHIMS_DIVIDE, { $0 / $1 }),

@@ -44,7 +44,7 @@ struct SplitMix64: RandomNumberGenerator {
     mutating func specialFloats(_ count: Int) -> [Float] {
         let specials: [Float] = [
             0, -0, 1, -1, .nan, .infinity, -.infinity, .leastNonzeroMagnitude, -.leastNonzeroMagnitude,
-            .leastNormalMagnitude, .greatestFiniteMagnitude, -.greatestFiniteMagnitude, 1e-40, -3e-39,
+            .leastNormalMagnitude, .greatestFiniteMagnitude, -.greatestFiniteMagnitude, 0x1p-140, -0x1p-130,
         ]
         return (0..<count).map { _ in
             Bool.random(using: &self)
@@ -60,36 +60,58 @@ extension FloatingPointSign {
     }
 }
 
-/// Memory for a kernel, unaligned to a vector, with canaries before and after it that are checked at the end.
-final class Buffer<Element: BitwiseCopyable> {
+/// Memory for a kernel, unaligned to a vector, with canaries before and after it. It lives until the end of the
+/// test, when the canaries are checked: a kernel holds a pointer, which keeps nothing alive.
+struct Buffer<Element: BitwiseCopyable> {
     let pointer: UnsafeMutablePointer<Element>
     let count: Int
-    private let memory: UnsafeMutableRawBufferPointer
-    private let margin = 128
 
     init(_ elements: [Element]) {
-        count = elements.count
         let size = MemoryLayout<Element>.stride
-        memory = .allocate(byteCount: count * size + 2 * margin + size, alignment: 64)
-        for i in memory.indices { memory[i] = 0xa5 }
         // One element past an aligned place.
-        pointer = (memory.baseAddress! + margin + size).bindMemory(to: Element.self, capacity: max(count, 1))
+        let guarded = GuardedMemory(byteCount: elements.count * size, offset: size)
+        GuardedMemory.ofThisTest.append(guarded)
+        count = elements.count
+        pointer = guarded.start.bindMemory(to: Element.self, capacity: max(count, 1))
         for (i, element) in elements.enumerated() { pointer[i] = element }
     }
 
-    convenience init(repeating element: Element, count: Int) {
+    init(repeating element: Element, count: Int) {
         self.init(Array(repeating: element, count: count))
     }
 
     var elements: [Element] { (0..<count).map { pointer[$0] } }
+}
 
-    deinit {
-        let start = margin + MemoryLayout<Element>.stride
-        let end = start + count * MemoryLayout<Element>.stride
-        for i in memory.indices where i < start || i >= end {
-            XCTAssertEqual(memory[i], 0xa5, "byte \(i - start) of a buffer of \(end - start) was written")
-        }
-        memory.deallocate()
+/// Bytes between two margins that nobody may write.
+struct GuardedMemory {
+    /// Tests run one after the other.
+    nonisolated(unsafe) static var ofThisTest: [GuardedMemory] = []
+
+    private let all: UnsafeMutableRawBufferPointer
+    private let inside: Range<Int>
+    private static let margin = 128
+
+    init(byteCount: Int, offset: Int) {
+        inside = Self.margin + offset..<Self.margin + offset + byteCount
+        all = .allocate(byteCount: inside.upperBound + Self.margin, alignment: 64)
+        all.initializeMemory(as: UInt8.self, repeating: 0xa5)
+    }
+
+    var start: UnsafeMutableRawPointer { all.baseAddress! + inside.lowerBound }
+
+    func checkAndFree() {
+        let margins = [0..<inside.lowerBound, inside.upperBound..<all.count]
+        XCTAssertTrue(
+            margins.allSatisfy { all[$0].allSatisfy { $0 == 0xa5 } }, "\(inside.count) bytes were written past their end")
+        all.deallocate()
+    }
+}
+
+class KernelTestCase: XCTestCase {
+    override func tearDown() {
+        GuardedMemory.ofThisTest.forEach { $0.checkAndFree() }
+        GuardedMemory.ofThisTest = []
     }
 }
 

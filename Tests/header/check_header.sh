@@ -34,8 +34,8 @@ matrix() { # LANGUAGE FILE COMPILER STANDARDS... (one that ends in ? is skipped 
             standard=${standard%\?}
             knows "$compiler" "$language" "$standard" || continue
         fi
-        "$compiler" -x "$language" "-std=$standard" "${flags[@]}" -fsyntax-only "$work/$file" >"$work/log" 2>&1 ||
-            { report 1 "header alone, $compiler -std=$standard" "$work/log"; continue; }
+        "$compiler" -x "$language" "-std=$standard" "${flags[@]}" -fsyntax-only "$work/$file" \
+            >"$work/log" 2>&1 || { report 1 "header alone, $compiler -std=$standard" "$work/log"; continue; }
         done_standards="$done_standards $standard"
     done
     [ -n "$done_standards" ] && report 0 "header alone, $compiler:$done_standards"

@@ -21,10 +21,11 @@ gate() { # WHAT FOUND-PROBLEM (empty: it holds)
 dynamic=$(LC_ALL=C readelf -dW "$library") || exit 1
 tag() { printf '%s\n' "$dynamic" | sed -n "s/.*($1).*\[\(.*\)\].*/\1/p"; }
 
-# Exported symbols are the header's functions. (A linker may leave local symbols in the dynamic table, which no
-# program can link to; and a version script with a name leaves that, of type A.)
+# Exported symbols are the header's functions. (A linker may leave local symbols in the dynamic table, which
+# no program can link to; and a version script with a name leaves that, of type A.)
 LC_ALL=C python3 prototypes.py >"$work/header" || exit 1
-LC_ALL=C nm -D --defined-only --extern-only "$library" | awk '$2 != "A" { sub(/@.*/, "", $3); print $2, $3 }' >"$work/symbols"
+LC_ALL=C nm -D --defined-only --extern-only "$library" |
+    awk '$2 != "A" { sub(/@.*/, "", $3); print $2, $3 }' >"$work/symbols"
 cut -d' ' -f2 "$work/symbols" | LC_ALL=C sort -u >"$work/exported"
 gate "exported symbols are the header's $(wc -l <"$work/header") functions" \
     "$(diff "$work/header" "$work/exported" | sed -n 's/^</not exported:/p; s/^>/not in the header:/p')"
@@ -35,37 +36,43 @@ soname=$(tag SONAME)
 gate "SONAME is libgradaccum.so.1" "$problem"
 
 allowed='^(libc|libm|libstdc\+\+|libgcc_s|libdnnl|libgomp|ld-linux-x86-64|ld-linux-aarch64)\.so(\.[0-9]+)*$'
-gate "needs nothing but the C, C++ and oneDNN runtimes" "$(tag NEEDED | grep -Ev "$allowed" | sed 's/^/needs /')"
+gate "needs nothing but the C, C++ and oneDNN runtimes" \
+    "$(tag NEEDED | grep -Ev "$allowed" | sed 's/^/needs /')"
 
-problem=$( (tag RUNPATH; tag RPATH) | tr ':' '\n' | grep -Ev '^(\$ORIGIN|\$\{ORIGIN\})(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*/?$' |
+inside='^(\$ORIGIN|\$\{ORIGIN\})(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*/?$'
+problem=$( (tag RUNPATH; tag RPATH) | tr ':' '\n' | grep -Ev "$inside" |
     sed 's/^/looks for libraries in /')
 gate "no library path leaves \$ORIGIN" "$problem"
 
-printf '%s\n' "$dynamic" | grep -E '\(FLAGS_1\)' | grep -qw NODELETE && problem="" || problem="FLAGS_1 lacks NODELETE"
+printf '%s\n' "$dynamic" | grep -E '\(FLAGS_1\)' | grep -qw NODELETE && problem="" ||
+    problem="FLAGS_1 lacks NODELETE"
 gate "stays mapped after dlclose (NODELETE)" "$problem"
 
 gate "no relocation in code (TEXTREL)" "$(printf '%s\n' "$dynamic" | grep -E 'TEXTREL')"
 
 gate "no executable stack" "$(LC_ALL=C readelf -lW "$library" | grep GNU_STACK | grep 'RWE')"
 
-problem=""
-LC_ALL=C python3 -c 'import ctypes, signal, sys
-before = [signal.getsignal(s) for s in (signal.SIGSEGV, signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)]
+cat >"$work/load.py" <<'EOF'
+import ctypes, sys
 def caught():
     with open("/proc/self/status") as status:
         return [line for line in status if line.startswith(("SigCgt", "SigIgn", "Threads"))]
 was = caught()
 ctypes.CDLL(sys.argv[1])
 now = caught()
-sys.exit(0 if was == now else f"loading changed {was} to {now}")' "$library" >"$work/log" 2>&1 || problem=$(cat "$work/log")
+sys.exit(0 if was == now else f"loading changed {was} to {now}")
+EOF
+problem=""
+python3 "$work/load.py" "$library" >"$work/log" 2>&1 || problem=$(cat "$work/log")
 gate "loading installs no signal handler and starts no thread" "$problem"
 
 python3 prototypes.py --program >"$work/program.c"
 for compiler in "gcc -x c -std=c89" "g++ -x c++ -std=c++98"; do
     problem=""
     # shellcheck disable=SC2086
-    $compiler -pedantic-errors -Wall -Wextra -Werror -Wno-cast-function-type -I../../include "$work/program.c" -x none \
-        "$library" -Wl,-rpath,"$(dirname "$library")" -o "$work/program" >"$work/log" 2>&1 &&
+    $compiler -pedantic-errors -Wall -Wextra -Werror -Wno-cast-function-type -I../../include \
+        "$work/program.c" -x none "$library" -Wl,-rpath,"$(dirname "$library")" -o "$work/program" \
+        >"$work/log" 2>&1 &&
         "$work/program" >>"$work/log" 2>&1 || problem="$(cat "$work/log"; echo "(did not build and exit 0)")"
     gate "a program that names every function links and runs, $compiler" "$problem"
 done

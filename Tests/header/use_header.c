@@ -53,7 +53,8 @@ int main(void) {
     EXPECT(adamw.weight_decay == 1e-2 && offsetof(ga_adamw_options, weight_decay) == 40);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 24);
-    EXPECT(window.loss_reduction == GA_REDUCTION_SUM && offsetof(ga_accumulator_options, loss_reduction) == 4);
+    EXPECT(window.loss_reduction == GA_REDUCTION_SUM);
+    EXPECT(offsetof(ga_accumulator_options, loss_reduction) == 4);
     EXPECT(window.accumulation_steps == 1 && offsetof(ga_accumulator_options, accumulation_steps) == 8);
     EXPECT(window.max_grad_norm == 0.0 && offsetof(ga_accumulator_options, max_grad_norm) == 16);
 

@@ -50,7 +50,7 @@ def keep(out: Arrays, name: str, exact: torch.Tensor, single: torch.Tensor) -> N
 
 
 def gpt_parameters(rng: np.random.Generator) -> Arrays:
-    """The parameters in the order of the examples. Nothing is left at 0 or 1, so that each gradient counts."""
+    """In the order of the examples. Nothing is left at 0 or 1, so that each gradient counts."""
 
     def normal(*shape: int, mean: float = 0.0, std: float) -> np.ndarray:
         return (mean + std * rng.standard_normal(shape)).astype(np.float32)

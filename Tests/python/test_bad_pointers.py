@@ -222,7 +222,7 @@ def garbage(w: World) -> list[int]:
 def bad_handles(w: World, kind: str) -> list[tuple[str, int]]:
     return [
         ("a freed handle", freed(w, kind)),
-        *((f"a handle of another kind", handle) for handle in of_another_kind(w, kind)),
+        *(("a handle of another kind", handle) for handle in of_another_kind(w, kind)),
         *((f"{number:#x}", number) for number in garbage(w)),
     ]
 

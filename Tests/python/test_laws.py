@@ -1,5 +1,5 @@
-"""The laws of the accumulation window, through the C ABI: split invariance to the last bit, true weights, no trace
-of a skip, flat memory, one clock."""
+"""The laws of the accumulation window, through the C ABI: split invariance to the last bit, true weights,
+no trace of a skip, flat memory, one clock."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_instruction_sets_agree_to_rounding():
         assert np.allclose(other, found[0], rtol=300 * 2.0**-24, atol=0)
 
 
-# Every way in which a parameter can meet samples. Name to shapes of the parameters, shapes of the data without the
-# sample axis, and the loss.
+# Every way in which a parameter can meet samples. Name to shapes of the parameters, shapes of the data
+# without the sample axis, and the loss.
 P = dict[str, ga.Tensor]
 PLACES: dict[
     str, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], Callable[[P, P], ga.Tensor]]
@@ -363,7 +363,7 @@ def test_the_divisor_is_the_weight_that_went_in():
 
 
 def test_zero_weight_changes_nothing():
-    """A micro-batch without tokens is no reason to skip the window, and a window without tokens is skipped."""
+    """A window without tokens is skipped, and leaves nothing behind for the next."""
     model, data = MODELS["gpt"]()
     expected = model.fingerprint(data, [[7]])
     model, data = MODELS["gpt"]()
@@ -491,7 +491,7 @@ def test_updates_are_counted_and_not_calls():
 
 
 def test_bias_correction_and_decay_follow_updates_and_not_micro_batches():
-    """A gradient of 1 in each update: AdamW's first steps are lr (1 + decay x) each, whatever the split is."""
+    """Of a gradient of 1, every AdamW step is lr (1 + decay x), whatever the micro-batches are."""
     for splits in ([1], [1, 1, 1, 1], [0.5, 2.5]):
         x = ga.tensor([1.0], requires_grad=True)
         accumulator = ga.Accumulator(ga.AdamW([x], lr=0.125, eps=0.0, weight_decay=0.5))

@@ -1,4 +1,4 @@
-"""Memory of others, wrapped without a copy, and memory from the allocator, each piece of which may be refused."""
+"""Memory of others, wrapped without a copy, and memory from the allocator, which may refuse each piece."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def test_unaligned_memory_can_be_wrapped():
 class Allocator:
     """malloc with a count, which refuses the n-th call, or it and all that follow.
 
-    It never gives more than `most` bytes at once, and does not count such calls: a library that takes memory in
-    large chunks must then ask for each block by itself, so that each can be refused.
+    It never gives more than `most` bytes at once, and does not count such calls: a library that takes memory
+    in large chunks must then ask for each block by itself, so that each can be refused.
     """
 
     def __init__(self, most: int) -> None:

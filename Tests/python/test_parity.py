@@ -1,16 +1,17 @@
 """The same numbers as PyTorch, from the fixtures of Tests/parity/make_fixtures.py.
 
-Tolerance. A fixture holds what PyTorch computes in float64, R, and how far its own float32 result was from it:
-rms and max, over the elements of a tensor. Our float32 result makes rounding errors of the same kind and number,
-in another order, so its error should be of the same size, and not equal. It may be
+Tolerance. A fixture holds what PyTorch computes in float64, R, and how far its own float32 result was from
+it: rms and max, over the elements of a tensor. Our float32 result makes rounding errors of the same kind and
+number, in another order, so its error should be of the same size, and not equal. It may be
 
-    rms error <= FACTOR x rms of PyTorch's error + ulp,    largest error <= FACTOR x the largest of PyTorch's + 4 ulp
+    rms error      <= FACTOR x rms of PyTorch's error       +     ulp
+    largest error  <= FACTOR x the largest of PyTorch's     + 4 x ulp
 
-where ulp = 2^-23 x max|R| is one unit in the last place of the tensor's largest element: PyTorch's error can be
-0 by luck where few operations are done, and 1 ulp is what a single rounding of another order may change. FACTOR
-is 4: our sums are one chain in sample order, whose error grows with the square root of its length n, while
-PyTorch's vectorised sums of the same n keep 8 or 16 partial chains, so the ratio to be expected is at most 4.
-A wrong formula, a missing term or a lower precision is off by orders of magnitude more.
+where ulp = 2^-23 x max|R| is one unit in the last place of the tensor's largest element: PyTorch's error can
+be 0 by luck where few operations are done, and 1 ulp is what a single rounding of another order may change.
+FACTOR is 4: our sums are one chain in sample order, whose error grows with the square root of its length n,
+while PyTorch's vectorised sums of the same n keep 8 or 16 partial chains, so that the ratio to be expected is
+at most 4. A wrong formula, a missing term or a lower precision is off by orders of magnitude more.
 """
 
 from __future__ import annotations

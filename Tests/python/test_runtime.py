@@ -124,7 +124,7 @@ def test_unrelated_handles_are_used_by_threads_at_once():
     for threads in (1, 3):
         ga.set_num_threads(threads)
         found: dict[int, str] = {}
-        workers = [threading.Thread(target=lambda s=s: found.update({s: job(s)})) for s in range(8)]
+        workers = [threading.Thread(target=lambda s: found.update({s: job(s)}), args=(s,)) for s in range(8)]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -173,32 +173,22 @@ def test_threads_may_end_with_open_scopes_and_come_and_go():
 # ====== The program around ======
 
 
+def compiled(name: str, tmp_path: Path, *options: str) -> str:
+    """Builds a C program of this folder and returns its path."""
+    program = tmp_path / name
+    source = Path(__file__).with_name(f"{name}.c")
+    flags = ["-std=c99", "-O1", "-Wall", "-Wextra", "-Werror", "-I", str(ROOT / "include")]
+    subprocess.run(["gcc", *flags, str(source), *options, "-o", str(program)], check=True)
+    return str(program)
+
+
 def test_floating_point_mode_of_the_caller(tmp_path):
     """Is neither used nor changed: see mxcsr.c."""
-    program = tmp_path / "mxcsr"
     library = Path(_ffi.lib._name).resolve()
-    subprocess.run(
-        [
-            "gcc",
-            "-std=c99",
-            "-O1",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-frounding-math",
-            "-I",
-            str(ROOT / "include"),
-            str(Path(__file__).with_name("mxcsr.c")),
-            str(library),
-            f"-Wl,-rpath,{library.parent}",
-            "-o",
-            str(program),
-        ],
-        check=True,
-    )
+    program = compiled("mxcsr", tmp_path, "-frounding-math", str(library), f"-Wl,-rpath,{library.parent}")
     for threads in ("1", "2"):
         done = subprocess.run(
-            [str(program)],
+            [program],
             env=environment(GRADACCUM_NUM_THREADS=threads),
             capture_output=True,
             text=True,
@@ -246,7 +236,8 @@ def test_nothing_is_printed():
     program = (
         "import gradaccum as ga, test_runtime as t\n"
         "t.train()\n"
-        "for call in (lambda: ga.zeros((-1,)), lambda: ga.zeros((2,)) + ga.zeros((3,)), lambda: ga.set_num_threads(0)):\n"
+        "x, y = ga.zeros((2,)), ga.zeros((3,))\n"
+        "for call in (lambda: ga.zeros((-1,)), lambda: x + y, lambda: ga.set_num_threads(0)):\n"
         "    try: call()\n"
         "    except ga.GAError: pass\n"
     )
@@ -255,29 +246,7 @@ def test_nothing_is_printed():
 
 
 def test_library_can_be_opened_and_closed_again(tmp_path):
-    """dlclose leaves it mapped, so that nothing points into the void, and a second dlopen finds it working."""
-    source = tmp_path / "reload.c"
-    source.write_text(
-        "#include <dlfcn.h>\n#include <stdint.h>\n#include <stdio.h>\n"
-        "int main(int argc, char **argv) {\n"
-        "    int i;\n"
-        "    for (i = 0; i < 3 && argc == 2; i++) {\n"
-        "        void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);\n"
-        "        int32_t (*fill)(void *, double), (*create)(void **, int32_t, int32_t, int32_t, const int64_t *);\n"
-        "        void (*release)(void *), *tensor;\n"
-        "        const int64_t shape[1] = {100000};\n"
-        "        if (library == NULL) { puts(dlerror()); return 1; }\n"
-        '        *(void **)&create = dlsym(library, "ga_tensor_create");\n'
-        '        *(void **)&fill = dlsym(library, "ga_tensor_fill");\n'
-        '        *(void **)&release = dlsym(library, "ga_tensor_free");\n'
-        "        if (create(&tensor, 0, 1, 1, shape) != 0 || fill(tensor, 1.5) != 0) return 2;\n"
-        "        release(tensor);\n"
-        "        dlclose(library);\n"
-        "    }\n"
-        "    return 0;\n"
-        "}\n"
-    )
-    program = tmp_path / "reload"
-    subprocess.run(["gcc", str(source), "-o", str(program), "-ldl"], check=True)
-    done = subprocess.run([str(program), _ffi.lib._name], env=environment(), capture_output=True, text=True)
+    """See reload.c."""
+    program = compiled("reload", tmp_path, "-ldl")
+    done = subprocess.run([program, _ffi.lib._name], env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

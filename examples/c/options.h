@@ -36,18 +36,18 @@ struct options {
 };
 
 static const struct options DEFAULT_OPTIONS = {
-    .layers = 4,
-    .channels = 128,
-    .heads = 4,
-    .context = 128,
+    .layers = 3,
+    .channels = 160,
+    .heads = 5,
+    .context = 64,
     .batch = 12,
-    .updates = 1000,
-    .learning_rate = 2e-3,
-    .warmup = 50,
+    .updates = 2400,
+    .learning_rate = 6e-3,
+    .warmup = 100,
     .clip = 1.0,
     .seed = 1,
-    .eval_every = 100,
-    .sample = 400,
+    .eval_every = 200,
+    .sample = 600,
 };
 
 static const char HELP[] =

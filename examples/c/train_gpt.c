@@ -27,7 +27,7 @@
 #define BETA2 0.99
 #define WEIGHT_DECAY 0.1
 #define VALIDATION_WINDOWS 32
-#define TEMPERATURE 0.8
+#define TEMPERATURE 0.6
 #define PI 3.14159265358979323846
 
 static volatile sig_atomic_t interrupted;

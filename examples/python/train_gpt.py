@@ -51,7 +51,7 @@ INIT_STANDARD_DEVIATION = 0.02
 BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 0.1
 VALIDATION_WINDOWS = 32
-TEMPERATURE = 0.8
+TEMPERATURE = 0.6
 
 LARGEST_SIZE = 10**9
 LARGEST_SEED = 2**63 - 1
@@ -127,10 +127,10 @@ def parse_options():
         add(option, "N", integer(option, lowest, highest), default, meaning)
 
     add("--text", "FILE", str, None, "the text")
-    add_integer("--layers", 1, 4, "transformer blocks")
-    add_integer("--channels", 1, 128, "width of the residual stream")
-    add_integer("--heads", 1, 4, "attention heads, a divisor of --channels")
-    add_integer("--context", 1, 128, "bytes that the model sees at once")
+    add_integer("--layers", 1, 3, "transformer blocks")
+    add_integer("--channels", 1, 160, "width of the residual stream")
+    add_integer("--heads", 1, 5, "attention heads, a divisor of --channels")
+    add_integer("--context", 1, 64, "bytes that the model sees at once")
     add_integer("--batch", 1, 12, "windows of text per update")
     add_integer(
         "--micro-batch",
@@ -139,14 +139,14 @@ def parse_options():
         "windows that are computed together (the whole batch); it changes memory and speed, and no bit of "
         "the result",
     )
-    add_integer("--updates", 1, 1000, "optimizer updates")
-    add("--learning-rate", "X", number("--learning-rate"), 2e-3, "highest learning rate of AdamW")
-    add_integer("--warmup", 0, 50, "updates until it is reached; a cosine to a tenth of it follows")
+    add_integer("--updates", 1, 2400, "optimizer updates")
+    add("--learning-rate", "X", number("--learning-rate"), 6e-3, "highest learning rate of AdamW")
+    add_integer("--warmup", 0, 100, "updates until it is reached; a cosine to a tenth of it follows")
     add("--clip", "X", number("--clip", True), 1.0, "largest global gradient norm, 0 for no limit")
     add_integer("--seed", 0, 1, "of the weights, the batches and the sample", LARGEST_SEED)
     add_integer("--threads", 1, None, "(all CPUs); it changes no bit of the result", LARGEST_THREADS)
-    add_integer("--eval-every", 1, 100, "updates between two validation losses")
-    add_integer("--sample", 0, 400, "bytes of text to generate in the end")
+    add_integer("--eval-every", 1, 200, "updates between two validation losses")
+    add_integer("--sample", 0, 600, "bytes of text to generate in the end")
     options = parser.parse_args()
 
     if options.text is None:

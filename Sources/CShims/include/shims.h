@@ -41,8 +41,8 @@ int32_t shims_cpu_level(void);
 
 /* ------ matrix products by oneDNN ------------------------------------------------------------------------ */
 
-/* Keeps oneDNN within an instruction set: a level of shims_cpu_level. To be called before the first product. */
-void shims_gemm_limit(int32_t level);
+/* Keeps oneDNN within an instruction set: a level of shims_cpu_level. 0 if it is in use already and too wide. */
+int32_t shims_gemm_limit(int32_t level);
 
 /*
  * c [m, n] (+)= a [m, k] b [k, n] (+ bias [n]), all float32, on the calling thread alone. A transposed operand

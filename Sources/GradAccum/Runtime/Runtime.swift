@@ -7,7 +7,12 @@ public enum Runtime {
     private static let chosen: Result<InstructionSet, GAError> = {
         do throws(GAError) {
             let set = try InstructionSet.chosen()
-            shims_gemm_limit(set.rawValue)
+            guard set == .best || shims_gemm_limit(set.rawValue) != 0 else {
+                throw GAError(
+                    .unsupported,
+                    "GRADACCUM_ISA is \(set.name), but this process uses oneDNN with a wider instruction set already: "
+                        + "make a gradaccum call first, or unset it")
+            }
             pthread_atfork(
                 { lockForFork() }, { unlockAfterFork() },
                 {

@@ -1,0 +1,97 @@
+import CShims
+import XCTest
+
+final class OptimizerTests: KernelTestCase {
+    func testSGD() {
+        var random = SplitMix64(70)
+        for build in Build.all {
+            for n in lengths {
+                for momentum: Float in [0, 0.9] {
+                    for (nesterov, firstUpdate) in [(false, false), (false, true), (true, false), (true, true)] {
+                        var options = shims_sgd(
+                            gradient_scale: 0.3, learning_rate: 0.1, momentum: momentum, weight_decay: 0.01,
+                            nesterov: nesterov ? 1 : 0, first_update: firstUpdate ? 1 : 0)
+                        let p = random.floats(n), g = random.floats(n)
+                        let old = initial(n, accumulate: !firstUpdate, &random)
+                        let parameter = Buffer(p), gradient = Buffer(g), buffer = Buffer(old)
+                        build.kernels.sgd(
+                            parameter.pointer, gradient.pointer, momentum == 0 ? nil : buffer.pointer, &options, Int64(n))
+
+                        let direction = (0..<n).map { i -> (velocity: Double, step: Double) in
+                            let g = Double(g[i]) * Double(Float(0.3)) + Double(Float(0.01)) * Double(p[i])
+                            let velocity = firstUpdate ? g : Double(momentum) * Double(old[i]) + g
+                            if momentum == 0 { return (velocity, g) }
+                            return (velocity, nesterov ? g + Double(momentum) * velocity : velocity)
+                        }
+                        let sizes = p.map { abs(Double($0)) + 2 }
+                        let context = "\(build.name) n=\(n) momentum \(momentum)"
+                        expect(
+                            parameter.elements,
+                            near: zip(p, direction).map { Double($0) - Double(Float(0.1)) * $1.step }, within: 2,
+                            size: sizes, context)
+                        if momentum > 0 {
+                            expect(buffer.elements, near: direction.map(\.velocity), within: 2, size: sizes, context)
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    func testAdam() {
+        var random = SplitMix64(71)
+        for build in Build.all {
+            for n in lengths {
+                for (decoupled, l2): (Float, Float) in [(1, 0), (0.999, 0), (1, 0.01)] {
+                    var options = shims_adam(
+                        gradient_scale: 0.3, beta1: 0.9, beta2: 0.999, eps: 1e-8, step_size: 0.01,
+                        inverse_sqrt_correction2: 1.7, decoupled_decay: decoupled, l2_decay: l2)
+                    let p = random.floats(n), g = random.floats(n)
+                    let m = random.floats(n), v = random.floats(n, in: 0.01...1)
+                    let parameter = Buffer(p), gradient = Buffer(g), first = Buffer(m), second = Buffer(v)
+                    build.kernels.adam(
+                        parameter.pointer, gradient.pointer, first.pointer, second.pointer, &options, Int64(n))
+
+                    var truth: (p: [Double], m: [Double], v: [Double]) = ([], [], [])
+                    for i in 0..<n {
+                        let g = Double(Float(0.3)) * Double(g[i]) + Double(l2) * Double(p[i])
+                        let beta1 = Double(Float(0.9)), beta2 = Double(Float(0.999))
+                        truth.m.append(Double(m[i]) + (1 - beta1) * (g - Double(m[i])))
+                        truth.v.append(beta2 * Double(v[i]) + (1 - beta2) * g * g)
+                        let denominator = truth.v[i].squareRoot() * Double(Float(1.7)) + Double(Float(1e-8))
+                        truth.p.append(
+                            Double(p[i]) * Double(decoupled) - Double(Float(0.01)) * truth.m[i] / denominator)
+                    }
+                    let context = "\(build.name) n=\(n)"
+                    expect(first.elements, near: truth.m, within: 2, size: m.map { abs(Double($0)) + 2 }, context)
+                    expect(second.elements, near: truth.v, within: 2, context)
+                    expect(parameter.elements, near: truth.p, within: 2, size: p.map { abs(Double($0)) + 0.3 }, context)
+                }
+            }
+        }
+    }
+
+    /// An update is made element by element: no bit of it depends on the cut.
+    func testUpdatesDoNotDependOnTheCut() {
+        var random = SplitMix64(72)
+        let n = 211
+        let p = random.floats(n), g = random.floats(n), m = random.floats(n), v = random.floats(n, in: 0...1)
+        var options = shims_adam(
+            gradient_scale: 0.3, beta1: 0.9, beta2: 0.999, eps: 1e-8, step_size: 0.01, inverse_sqrt_correction2: 1.7,
+            decoupled_decay: 0.99, l2_decay: 0.1)
+        for build in Build.all {
+            func update(_ cuts: [Range<Int>]) -> [Float] {
+                let parameter = Buffer(p), gradient = Buffer(g), first = Buffer(m), second = Buffer(v)
+                for cut in cuts {
+                    let start = cut.lowerBound
+                    build.kernels.adam(
+                        parameter.pointer + start, gradient.pointer + start, first.pointer + start,
+                        second.pointer + start, &options, Int64(cut.count))
+                }
+                return parameter.elements + first.elements + second.elements
+            }
+            let whole = update([0..<n])
+            for cut in 1..<n { expectSameBits(update([0..<cut, cut..<n]), whole, "\(build.name) cut at \(cut)") }
+        }
+    }
+}
