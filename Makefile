@@ -2,6 +2,7 @@
 # make demo     trains a small GPT on a real text and shows the first law (TEXT=file for another text)
 # make test     runs every test
 # make examples builds the C programs into build/examples/
+# make format   formats the Swift sources
 
 SWIFT ?= swift
 CC ?= cc
@@ -45,6 +46,9 @@ test-header: library
 
 test-swift: deps
 	$(SWIFT) test -c release
+	GRADACCUM_ISA=baseline $(SWIFT) test -c release --skip-build --filter GradAccumTests
+	if grep -qw avx512f /proc/cpuinfo; then \
+	    GRADACCUM_ISA=avx2 $(SWIFT) test -c release --skip-build --filter GradAccumTests; fi
 
 test-python: examples $(VENV)/ready
 	@command -v bible >/dev/null || scripts/install-packages.sh bible-kjv

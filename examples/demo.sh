@@ -10,12 +10,12 @@ text=$root/build/demo/text.txt
 "$root/examples/text.sh" "$text"
 echo "A GPT of 0.98 million parameters learns from $(wc -c <"$text") bytes of text, one byte at a time."
 echo
-"$train_gpt" --text "$text"
+"$train_gpt" --text "$text" --micro-batch 4
 
 batch=12
 echo
-echo "The law: 20 updates with a batch of $batch windows, computed in micro-batches, are the same weights"
-echo "for any split and any number of threads."
+echo "The law: 20 updates with a batch of $batch windows give the same weights to the last bit, whichever"
+echo "micro-batches it is cut into, and on any number of threads."
 echo
 printf '%-10s  %-7s  %s\n' "batch as" "threads" "weights_sha256"
 first_hash=

@@ -42,8 +42,9 @@
  *   library starts its own workers on first use, and again in the child of a fork().
  * Memory. Row-major. Shapes and strides are in elements, and so is every size unless its name ends in
  *   _bytes. The leading axis of an activation is the sample axis.
- * Stability. Functions and constants are only added, structs only grow at their end. Every options struct
- *   starts with struct_size and has an _INIT macro that sets it and the defaults.
+ * Stability. Functions and constants are only added, structs only grow at their end. Every struct starts
+ *   with struct_size and has an _INIT macro that sets it and the defaults. Of a struct that is larger than the
+ *   library's, options must be zero beyond it, and results beyond it are left alone.
  *
  * The first law. Same samples in the same order: any split into micro-batches at sample boundaries and any
  * number of threads gives bit-identical accumulated gradients, and so bit-identical weights. A parameter's
@@ -57,8 +58,8 @@
  *   that happens before the parameter meets samples.
  * - A parameter that is used at several places of one graph has an accumulator per place, told apart by
  *   their order in the forward pass, so each micro-batch should build the graph in the same order.
- * - Workers compute with denormals flushed to zero and in the default rounding mode. The caller's own
- *   floating-point mode is not changed.
+ * - Everything is computed with denormals flushed to zero and in the default rounding mode, callbacks
+ *   included. The caller's own floating-point mode has no part in it and is the same after a call.
  * - The library must not be called from a signal handler.
  */
 #ifndef GRADACCUM_H
@@ -95,7 +96,7 @@ typedef int32_t ga_status;
 #define GA_ERROR_SHAPE (-2)            /* shapes that do not fit each other or the operation              */
 #define GA_ERROR_DTYPE (-3)            /* an element type that the operation does not take                */
 #define GA_ERROR_STATE (-4)            /* a call that is not due, such as a step on an empty window       */
-#define GA_ERROR_OUT_OF_MEMORY (-5)    /* the allocator refused; everything is as it was before the call  */
+#define GA_ERROR_OUT_OF_MEMORY (-5)    /* the allocator refused; see ga_accumulate                        */
 #define GA_ERROR_OVERFLOW (-6)         /* a size that does not fit the address space                      */
 #define GA_ERROR_INDEX (-7)            /* a class or row index outside of its table                       */
 #define GA_ERROR_NON_FINITE (-8)       /* a NaN or infinity where a finite number is needed               */
@@ -166,7 +167,7 @@ typedef struct ga_scope ga_scope;
 #define GA_INT32 4
 #define GA_INT64 5
 
-/* Where a tensor lives. The CPU is the only device of this version. */
+/* Where a tensor lives. The CPU is the only device of this version; any other is GA_ERROR_UNSUPPORTED. */
 #define GA_DEVICE_CPU 0
 
 /* The most axes that a tensor has. A scalar has none. */
@@ -411,7 +412,9 @@ void ga_accumulator_free(ga_accumulator *accumulator);
  * The graph is used up: a loss is accumulated once.
  * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a bad weight, for a loss that depends on no
  * parameter or on one of no or of another accumulator; NON_FINITE if the loss is; STATE if the graph is used
- * up, if a parameter has changed since the forward pass, or if the loss is a mean and the option says sum.
+ * up, if a parameter has changed since the forward pass, or if the loss was made by a mean (ga_mean or a
+ * GA_REDUCTION_MEAN) and the option says sum. The window is then as it was. The exception is OUT_OF_MEMORY in
+ * the middle of backward: gradients are added in place, so the window is broken until ga_zero().
  */
 ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, double weight);
 
@@ -419,6 +422,8 @@ ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, doub
  * Adds gradients that the caller computed, one contiguous array per parameter in the optimizer's order.
  * gradients[i] NULL: nothing for that parameter. dtype: of all arrays, a floating type. loss is for the
  * report. Gradients and loss are sums over the weight, or means where the option says so.
+ * Errors: INVALID_ARGUMENT for a bad weight or a count that is not the optimizer's; DTYPE; NON_FINITE if the
+ * loss is.
  */
 ga_status ga_accumulate_gradients(ga_accumulator *accumulator, const void *const *gradients, int64_t count,
                                   int32_t dtype, double loss, double weight);

@@ -3,7 +3,12 @@ import CShims
 import GradAccum
 
 /// Runs the body of an export: an error becomes a status and this thread's sentence.
+///
+/// All of it computes in the library's floating-point mode, so that neither the caller's rounding mode nor its unmasked
+/// exceptions have a part in a result.
 func guarded(_ body: () throws(GAError) -> Void) -> ga_status {
+    let mode = shims_enter_compute()
+    defer { shims_leave_compute(mode) }
     do throws(GAError) {
         _ = try Runtime.instructionSet()
         try body()
@@ -48,7 +53,7 @@ func flag(_ value: Int32, _ argument: StaticString) throws(GAError) -> Bool {
 
 /// Reads an options struct of a program that may be older or newer than the library, over the defaults.
 ///
-/// A smaller struct keeps the defaults of what it lacks; a larger one is refused unless its tail is zero.
+/// A struct of an older version keeps the defaults of what it lacks; a larger one is refused unless its tail is zero.
 func options<Options>(_ given: UnsafePointer<Options>?, or defaults: Options) throws(GAError) -> Options {
     guard let given else { return defaults }
     let size = try structSize(UnsafeRawPointer(given), of: Options.self, "options")
@@ -69,13 +74,16 @@ func store<Results>(_ results: Results, to out: UnsafeMutablePointer<Results>) t
     }
 }
 
-/// The struct_size that a struct starts with. Errors: `invalidArgument` if it cannot be right.
+/// The struct_size that a struct starts with, at least that of the struct's first version.
+///
+/// Errors: `invalidArgument` if it cannot be right.
 func structSize<Struct>(
-    _ given: UnsafeRawPointer, of type: Struct.Type, _ argument: StaticString, zeroTail: Bool = true
+    _ given: UnsafeRawPointer, of type: Struct.Type, firstVersion: Int = MemoryLayout<Struct>.size,
+    _ argument: StaticString, zeroTail: Bool = true
 ) throws(GAError) -> Int {
     let size = Int(given.loadUnaligned(as: UInt32.self))
     let known = MemoryLayout<Struct>.size
-    guard size >= 8 && size <= 4096 else {
+    guard size >= firstVersion && size <= 4096 else {
         throw GAError(
             .invalidArgument,
             "\(argument): struct_size is \(size), and this library's struct has \(known) bytes: use its _INIT macro")

@@ -114,9 +114,10 @@ func optionalTensor(
 
 /// The tensors of an array. Errors: `invalidArgument` for a negative count or a NULL array that is not empty.
 func tensors(
-    _ handles: UnsafePointer<OpaquePointer?>?, _ count: Int64, _ argument: StaticString
+    _ handles: UnsafePointer<OpaquePointer?>?, _ count: Int64, _ argument: StaticString,
+    countedBy counter: StaticString = "count"
 ) throws(GAError) -> [Tensor] {
-    let pointers = try array(handles, count, argument)
+    let pointers = try array(handles, count, argument, countedBy: counter)
     var result: [Tensor] = []
     result.reserveCapacity(pointers.count)
     for (index, handle) in pointers.enumerated() { result.append(try tensor(handle, "\(argument)[\(index)]")) }
@@ -126,13 +127,14 @@ func tensors(
 /// The elements of an argument of the caller. Errors: `invalidArgument` for a count outside of its range or a NULL
 /// array that is not empty.
 func array<Element>(
-    _ elements: UnsafePointer<Element>?, _ count: Int64, most: Int64 = 1 << 27, _ argument: StaticString
+    _ elements: UnsafePointer<Element>?, _ count: Int64, most: Int64 = 1 << 27, _ argument: StaticString,
+    countedBy counter: StaticString = "count"
 ) throws(GAError) -> UnsafeBufferPointer<Element> {
     guard count >= 0 && count <= most else {
-        throw GAError(.invalidArgument, "the count of \(argument) is \(count): it must be in 0 ... \(most)")
+        throw GAError(.invalidArgument, "\(counter) of \(argument) is \(count): it must be in 0 ... \(most)")
     }
     guard elements != nil || count == 0 else {
-        throw GAError(.invalidArgument, "\(argument) is NULL, but its count is \(count)")
+        throw GAError(.invalidArgument, "\(argument) is NULL, but its \(counter) is \(count)")
     }
     return UnsafeBufferPointer(start: elements, count: Int(count))
 }

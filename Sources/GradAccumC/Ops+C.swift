@@ -162,6 +162,6 @@ public func ga_cast(_ out: UnsafeMutablePointer<OpaquePointer?>!, _ x: OpaquePoi
 
 /// The axes of a reduction, nil for all.
 private func chosenAxes(_ axes: UnsafePointer<Int32>?, _ count: Int32) throws(GAError) -> [Int]? {
-    let chosen = try array(axes, Int64(count), most: Int64(GA_MAX_RANK), "axes").map { Int($0) }
+    let chosen = try array(axes, Int64(count), most: Int64(GA_MAX_RANK), "axes", countedBy: "axis_count").map { Int($0) }
     return chosen.isEmpty ? nil : chosen
 }

@@ -13,7 +13,7 @@ private func shape(
 }
 
 func ints(_ values: UnsafePointer<Int64>?, _ rank: Int32, _ argument: StaticString) throws(GAError) -> [Int] {
-    try array(values, Int64(rank), most: Int64(GA_MAX_RANK), argument).map { Int($0) }
+    try array(values, Int64(rank), most: Int64(GA_MAX_RANK), argument, countedBy: "rank").map { Int($0) }
 }
 
 @_cdecl("ga_tensor_create") @implementation
@@ -175,8 +175,8 @@ public func ga_scope_close(
     _ scope: OpaquePointer!, _ keep: UnsafePointer<OpaquePointer?>!, _ keep_count: Int64
 ) -> ga_status {
     guarded { () throws(GAError) in
-        _ = try tensors(keep, keep_count, "keep")
-        try Scope.close(scope, keeping: try array(keep, keep_count, "keep").map { $0! })
+        _ = try tensors(keep, keep_count, "keep", countedBy: "keep_count")
+        try Scope.close(scope, keeping: UnsafeBufferPointer(start: keep, count: Int(keep_count)).map { $0! })
     }
 }
 

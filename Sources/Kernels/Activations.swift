@@ -1,6 +1,6 @@
 import CShims
 
-/// Functions of one number with their derivatives, side by side.
+// Functions of one number with their derivatives, side by side.
 
 /// `max(x, 0)`; NaN stays NaN.
 @inline(always)
@@ -39,6 +39,7 @@ private func geluTanh(_ x: Vector) -> Vector {
     return larger(x, Vector(repeating: -geluRange)) * parts.logistic
 }
 
+/// The derivative of the tanh form of GELU: with `L` the logistic function, `L(2u) + x L'(2u) (2u)'`.
 @inline(always)
 private func geluTanhDerivative(_ x: Vector) -> Vector {
     let x = clampedToGELURange(x)
@@ -49,6 +50,7 @@ private func geluTanhDerivative(_ x: Vector) -> Vector {
 /// Beyond this, both forms of GELU are 0 or `x`, and so are their derivatives 0 or 1.
 private let geluRange: Float = 15
 
+/// `x` within that range; NaN stays NaN.
 @inline(always)
 private func clampedToGELURange(_ x: Vector) -> Vector {
     smaller(larger(x, Vector(repeating: -geluRange)), Vector(repeating: geluRange))
@@ -98,6 +100,7 @@ private func geluErf(_ x: Vector) -> Vector {
     larger(x, Vector(repeating: -geluRange)) * normalDistribution(clampedToGELURange(x)).cumulative
 }
 
+/// The derivative of GELU: the cumulative function plus `x` times the density of the normal distribution.
 @inline(always)
 private func geluErfDerivative(_ x: Vector) -> Vector {
     let x = clampedToGELURange(x)

@@ -1,84 +1,90 @@
-/// A tile of `c` held in registers over all of `k`: `rows` x `vectors` vectors, the last of which may be
-/// partial if it is the only one.
-@inline(always)
-private func chainTile(
-    rows: Int, vectors: Int, lanes: Int, _ c: UnsafeMutablePointer<Float>, _ ldc: Int,
-    _ a: UnsafePointer<Float>, _ aRow: Int, _ aCol: Int, _ b: UnsafePointer<Float>, _ ldb: Int, _ k: Int,
-    _ accumulate: Bool
-) {
-    // The counts are constant after inlining, so that the loops unroll and the array becomes registers.
-    var sums = zeroRegisters()
-    if accumulate {
-        for row in 0..<rows {
-            for vector in 0..<vectors {
-                sums[unchecked: row &* vectors &+ vector] = load(
-                    c + row &* ldc, Lanes(first: vector &* 16, end: vector &* 16 &+ lanes))
-            }
-        }
-    }
-    var (a, b) = (a, b)
-    for _ in 0..<k {
-        for row in 0..<rows {
-            let factor = Vector(repeating: a[row &* aRow])
-            for vector in 0..<vectors {
-                let place = row &* vectors &+ vector
-                sums[unchecked: place] = multiplyAdd(
-                    factor, load(b, Lanes(first: vector &* 16)), sums[unchecked: place])
-            }
-        }
-        a += aCol
-        b += ldb
-    }
-    for row in 0..<rows {
-        for vector in 0..<vectors {
-            store(
-                sums[unchecked: row &* vectors &+ vector], c + row &* ldc,
-                Lanes(first: vector &* 16, end: vector &* 16 &+ lanes))
-        }
-    }
-}
+/// Some columns of a product, and of `b` so many rows that they stay in the first-level cache.
+private struct ChainPanel {
+    var c: UnsafeMutablePointer<Float>
+    let ldc: Int
+    let a: UnsafePointer<Float>
+    let aRow, aCol: Int
+    var b: UnsafePointer<Float>
+    var ldb: Int
+    let m, k: Int
+    let accumulate: Bool
 
-/// All rows of `vectors` columns of `c`.
-@inline(always)
-private func chainPanel(
-    vectors: Int, lanes: Int, _ c: UnsafeMutablePointer<Float>, _ ldc: Int, _ a: UnsafePointer<Float>,
-    _ aRow: Int, _ aCol: Int, _ b: UnsafePointer<Float>, _ ldb: Int, _ m: Int, _ k: Int, _ accumulate: Bool
-) {
-    var row = 0
+    static let depth = 256
+
+    /// Computes `rows` x `vectors` vectors of `c`, held in registers over all of `k`; of the last vector of a row,
+    /// if it is the only one, the first `lanes`.
     @inline(always)
-    func tile(rows: Int) {
-        chainTile(
-            rows: rows, vectors: vectors, lanes: lanes, c + row &* ldc, ldc, a + row &* aRow, aRow, aCol, b,
-            ldb, k, accumulate)
-        row &+= rows
-    }
-    while row &+ tileRows <= m { tile(rows: tileRows) }
-    if tileRows > 4 && row &+ 4 <= m { tile(rows: 4) }
-    if tileRows > 2 && row &+ 2 <= m { tile(rows: 2) }
-    if row < m { tile(rows: 1) }
-}
-
-/// So many rows of `b` at a time that a panel of them stays in the first-level cache.
-private let panelDepth = 256
-
-/// The last columns of `c`, fewer than a vector: the rows of `b`, at most `panelDepth`, are first copied to full
-/// vectors.
-private func chainLastPanel(
-    lanes: Int, _ c: UnsafeMutablePointer<Float>, _ ldc: Int, _ a: UnsafePointer<Float>, _ aRow: Int,
-    _ aCol: Int, _ b: UnsafePointer<Float>, _ ldb: Int, _ m: Int, _ k: Int, _ accumulate: Bool
-) {
-    let zeros = zeroRegisters()
-    var panel: InlineArray<16, Registers> = [
-        zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros,
-        zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros,
-    ]
-    withUnsafeMutableBytes(of: &panel) {
-        let panel = $0.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: Float.self)
-        for p in 0..<k {
-            let row = load(b + p &* ldb, Lanes(first: 0, end: lanes))
-            store(row, panel, Lanes(first: 16 &* p))
+    func computeTile(row: Int, rows: Int, vectors: Int, lanes: Int) {
+        // The counts are constant after inlining, so that the loops unroll and the array becomes registers.
+        var sums = zeroRegisters()
+        let c = c + row &* ldc
+        if accumulate {
+            for i in 0..<rows {
+                for j in 0..<vectors {
+                    sums[unchecked: i &* vectors &+ j] = load(
+                        c + i &* ldc, Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+                }
+            }
         }
-        chainPanel(vectors: 1, lanes: lanes, c, ldc, a, aRow, aCol, panel, 16, m, k, accumulate)
+        var (a, b) = (a + row &* aRow, b)
+        for _ in 0..<k {
+            for i in 0..<rows {
+                let factor = Vector(repeating: a[i &* aRow])
+                for j in 0..<vectors {
+                    let sum = i &* vectors &+ j
+                    sums[unchecked: sum] = multiplyAdd(factor, load(b, Lanes(first: j &* 16)), sums[unchecked: sum])
+                }
+            }
+            a += aCol
+            b += ldb
+        }
+        for i in 0..<rows {
+            for j in 0..<vectors {
+                store(
+                    sums[unchecked: i &* vectors &+ j], c + i &* ldc,
+                    Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+            }
+        }
+    }
+
+    /// Computes all rows of the first `vectors` vectors of columns.
+    @inline(always)
+    func compute(vectors: Int, lanes: Int = 16) {
+        var row = 0
+        @inline(always)
+        func computeTile(rows: Int) {
+            self.computeTile(row: row, rows: rows, vectors: vectors, lanes: lanes)
+            row &+= rows
+        }
+        while row &+ tileRows <= m { computeTile(rows: tileRows) }
+        if tileRows > 4 && row &+ 4 <= m { computeTile(rows: 4) }
+        if tileRows > 2 && row &+ 2 <= m { computeTile(rows: 2) }
+        if row < m { computeTile(rows: 1) }
+    }
+
+    /// The same, with the columns of `b` first copied next to each other, filled up to whole vectors.
+    @inline(always)
+    func computeFromCopy(vectors: Int, lanes: Int = 16) {
+        let zeros = zeroRegisters()
+        var copy: InlineArray<32, Registers> = [
+            zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros,
+            zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros,
+            zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros,
+            zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros,
+        ]
+        withUnsafeMutableBytes(of: &copy) {
+            let copy = $0.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: Float.self)
+            for p in 0..<k {
+                for j in 0..<vectors {
+                    let row = load(b + p &* ldb, Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+                    store(row, copy, Lanes(first: (p &* vectors &+ j) &* 16))
+                }
+            }
+            var panel = self
+            panel.b = UnsafePointer(copy)
+            panel.ldb = 16 &* vectors
+            panel.compute(vectors: vectors, lanes: lanes)
+        }
     }
 }
 
@@ -88,29 +94,35 @@ func chainGEMM(
     _ c: UnsafeMutablePointer<Float>, _ ldc: Int64, _ a: UnsafePointer<Float>, _ aRow: Int64, _ aCol: Int64,
     _ b: UnsafePointer<Float>, _ ldb: Int64, _ m: Int64, _ n: Int64, _ k: Int64, _ accumulate: Int32
 ) {
-    let (ldc, aRow, aCol, ldb) = (Int(ldc), Int(aRow), Int(aCol), Int(ldb))
-    let (m, n, k) = (Int(m), Int(n), Int(k))
-    var first = 0
+    let n = Int(n)
+    var first: Int64 = 0
     repeat {
-        let depth = min(panelDepth, k &- first)
-        let (a, b) = (a + first &* aCol, b + first &* ldb)
-        let accumulate = accumulate != 0 || first > 0
+        var panel = ChainPanel(
+            c: c, ldc: Int(ldc), a: a + Int(first &* aCol), aRow: Int(aRow), aCol: Int(aCol),
+            b: b + Int(first &* ldb), ldb: Int(ldb), m: Int(m), k: min(ChainPanel.depth, Int(k &- first)),
+            accumulate: accumulate != 0 || first > 0)
         var column = 0
-        while column &+ 16 &* tileVectors <= n {
-            chainPanel(
-                vectors: tileVectors, lanes: 16, c + column, ldc, a, aRow, aCol, b + column, ldb, m, depth,
-                accumulate)
-            column &+= 16 &* tileVectors
+        @inline(always)
+        func forEachPanel(vectors: Int, _ compute: () -> Void) {
+            while column &+ 16 &* vectors <= n {
+                compute()
+                column &+= 16 &* vectors
+                panel.c += 16 &* vectors
+                panel.b += 16 &* vectors
+            }
         }
-        if tileVectors > 1 && column &+ 16 <= n {
-            chainPanel(
-                vectors: 1, lanes: 16, c + column, ldc, a, aRow, aCol, b + column, ldb, m, depth, accumulate)
-            column &+= 16
+        @inline(always)
+        func computeRow() { panel.computeTile(row: 0, rows: 1, vectors: rowVectors, lanes: 16) }
+        @inline(always)
+        func computeWide() {
+            if m > 64 { panel.computeFromCopy(vectors: tileVectors) } else { panel.compute(vectors: tileVectors) }
         }
-        if column < n {
-            chainLastPanel(
-                lanes: n &- column, c + column, ldc, a, aRow, aCol, b + column, ldb, m, depth, accumulate)
-        }
-        first &+= panelDepth
+        @inline(always)
+        func computeNarrow() { panel.compute(vectors: 1) }
+        if m == 1 { forEachPanel(vectors: rowVectors, computeRow) }
+        forEachPanel(vectors: tileVectors, computeWide)
+        if tileVectors > 1 { forEachPanel(vectors: 1, computeNarrow) }
+        if column < n { panel.computeFromCopy(vectors: 1, lanes: n &- column) }
+        first &+= Int64(ChainPanel.depth)
     } while first < k
 }

@@ -47,9 +47,9 @@ func adam(
     let options = options.pointee
     let scale = Vector(repeating: options.gradient_scale)
     let l2Decay = Vector(repeating: options.l2_decay)
-    let weight1 = Vector(repeating: 1 - options.beta1)
+    let weight1 = Vector(repeating: options.weight1)
     let beta2 = Vector(repeating: options.beta2)
-    let weight2 = Vector(repeating: 1 - options.beta2)
+    let weight2 = Vector(repeating: options.weight2)
     let correction = Vector(repeating: options.inverse_sqrt_correction2)
     let step = Vector(repeating: -options.step_size)
     @inline(always)

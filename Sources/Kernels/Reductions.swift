@@ -49,8 +49,10 @@ func columnChains(
     func start(_ lanes: Lanes) -> Vector { accumulate ? load(out, lanes) : .zero }
     var column = firstColumn
     while column &+ 64 <= endColumn {
-        let lanes0 = Lanes(first: column), lanes1 = Lanes(first: column &+ 16)
-        let lanes2 = Lanes(first: column &+ 32), lanes3 = Lanes(first: column &+ 48)
+        let lanes0 = Lanes(first: column)
+        let lanes1 = Lanes(first: column &+ 16)
+        let lanes2 = Lanes(first: column &+ 32)
+        let lanes3 = Lanes(first: column &+ 48)
         var (sum0, sum1, sum2, sum3) = (start(lanes0), start(lanes1), start(lanes2), start(lanes3))
         for row in 0..<rows {
             step(&sum0, row, lanes0)

@@ -130,6 +130,7 @@ func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Vector) -> Vector {
     #endif
 }
 
+/// `a * b + c` with one number for all `c`.
 @inline(always)
 func multiplyAdd(_ a: Vector, _ b: Vector, _ c: Float) -> Vector {
     multiplyAdd(a, b, Vector(repeating: c))
@@ -172,6 +173,7 @@ func smaller(_ a: Vector, _ b: Vector) -> Vector {
     choose(a, b, where: b .< a)
 }
 
+/// `|x|`.
 @inline(always)
 func magnitude(_ x: Vector) -> Vector {
     unsafeBitCast(unsafeBitCast(x, to: Bits.self) & 0x7fff_ffff, to: Vector.self)
@@ -195,9 +197,10 @@ func sumOfLanes(_ x: Vector) -> Float {
     return c.x + c.y
 }
 
-/// Vectors that a loop holds in registers, all zero at first.
+/// Vectors that a loop holds in registers.
 typealias Registers = InlineArray<16, Vector>
 
+/// Zeros to start with.
 @inline(always)
 func zeroRegisters() -> Registers {
     // Not the generic initializer: its specialisation would be shared between the instruction sets.
@@ -210,6 +213,7 @@ func zeroRegisters() -> Registers {
 /// A vector in double precision.
 typealias DoubleVector = (low: SIMD8<Double>, high: SIMD8<Double>)
 
+/// The same numbers in double precision.
 @inline(always)
 func widened(_ x: SIMD8<Float>) -> SIMD8<Double> {
     // Not the generic initializer either.

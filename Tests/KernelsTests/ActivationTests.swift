@@ -54,7 +54,8 @@ final class ActivationTests: KernelTestCase {
     }
 
     func testGELUOverItsWholeRange() {
-        let points = Array(stride(from: Float(-16), through: 16, by: 1.0 / 4096)) + [1e-30, -1e-30, 0x1p-140, 100, 1e30]
+        let points =
+            Array(stride(from: Float(-16), through: 16, by: 1.0 / 4096)) + [1e-30, -1e-30, 0x1p-140, 100, 1e30]
         let x = Buffer(points)
         let one = Buffer(repeating: Float(1), count: points.count)
         for build in Build.all {

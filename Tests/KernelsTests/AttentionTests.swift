@@ -87,12 +87,14 @@ final class AttentionTests: KernelTestCase {
                     let term = Double(block.scores[start + column] * block.scale)
                     let p = column < block.visible(row) ? exp(term - Double(logSumExps[row])) : 0
                     probabilities.append(p)
-                    gradients.append(Double(block.scale) * p * (Double(block.dp[start + column]) - Double(block.delta[row])))
+                    gradients.append(
+                        Double(block.scale) * p * (Double(block.dp[start + column]) - Double(block.delta[row])))
                 }
                 // The difference in the exponent carries the error of a number of size 10.
                 let range = start..<start + block.cols
                 expect(
-                    Array(s.elements[range]), near: probabilities, within: 24, "\(build.name) row \(row) of \(block.cols)")
+                    Array(s.elements[range]), near: probabilities, within: 24,
+                    "\(build.name) row \(row) of \(block.cols)")
                 expect(
                     Array(dp.elements[range]), near: gradients, within: 24, size: probabilities.map { $0 * 2 },
                     "\(build.name) gradient of row \(row) of \(block.cols)")

@@ -12,7 +12,8 @@ enum Reference {
         }
         let magnitude =
             exponent == 0
-            ? Float(fraction) * 0x1p-24 : Float(sign: .plus, exponent: exponent - 15, significand: 1 + Float(fraction) / 1024)
+            ? Float(fraction) * 0x1p-24
+            : Float(sign: .plus, exponent: exponent - 15, significand: 1 + Float(fraction) / 1024)
         return Float(bitPattern: magnitude.bitPattern | sign)
     }
 
@@ -28,7 +29,8 @@ enum Reference {
         let magnitude = x.magnitude
         if magnitude >= 65520 { return sign | 0x7c00 }
         // The weight of the last bit of the result.
-        let unit: Float = magnitude < 0x1p-14 ? 0x1p-24 : Float(sign: .plus, exponent: magnitude.exponent - 10, significand: 1)
+        let unit: Float =
+            magnitude < 0x1p-14 ? 0x1p-24 : Float(sign: .plus, exponent: magnitude.exponent - 10, significand: 1)
         let steps = UInt16((magnitude / unit).rounded(.toNearestOrEven))
         return sign | (magnitude < 0x1p-14 ? steps : UInt16(Int(magnitude.exponent) + 14) << 10 + steps)
     }
@@ -38,7 +40,7 @@ final class ConversionTests: KernelTestCase {
     func testEveryHalfHasItsValue() {
         let all = Buffer((0...UInt16.max).map { $0 })
         for build in Build.all {
-            for flushed in [false, true] {
+            for flushed in denormalModes {
                 for format in [SHIMS_BF16, SHIMS_F16] {
                     let out = Buffer(repeating: unread, count: all.count)
                     withDenormalsFlushed(flushed) {
@@ -68,7 +70,9 @@ final class ConversionTests: KernelTestCase {
             let half: UInt32 = format == SHIMS_F16 ? 0x1000 : 0x8000
             for offset in [0, 1, half - 1, half, half + 1] { inputs.append(Float(bitPattern: center &+ offset)) }
         }
-        inputs += [65504, 65519.996, 65520, 65536, .greatestFiniteMagnitude, .infinity, -.infinity, .nan, .signalingNaN]
+        inputs += [
+            65504, 65519.996, 65520, 65536, .greatestFiniteMagnitude, .infinity, -.infinity, .nan, .signalingNaN,
+        ]
         inputs += [0x1p-24, 0x1p-25, 0x1.8p-25, 0x1.000002p-25, 0x1p-14, 0x1.ffcp-15, 0x1.ffep-15, 0, -0]
         inputs += (0..<100_000).map { _ in Float(bitPattern: .random(in: 0 ... .max, using: &random)) }
         return inputs
@@ -79,14 +83,15 @@ final class ConversionTests: KernelTestCase {
             let x = Buffer(inputs(format))
             let expected = x.elements.map { format == SHIMS_F16 ? Reference.f16($0) : Reference.bf16($0) }
             for build in Build.all {
-                for flushed in [false, true] {
+                for flushed in denormalModes {
                     let out = Buffer<UInt16>(repeating: 0x5555, count: x.count)
                     withDenormalsFlushed(flushed) {
                         build.kernels.from_f32(out.pointer, format, x.pointer, Int64(x.count))
                     }
                     for i in expected.indices where out.pointer[i] != expected[i] {
                         return XCTFail(
-                            "\(build.name) format \(format): \(x.pointer[i]) became \(out.pointer[i]), not \(expected[i])")
+                            "\(build.name) format \(format): \(x.pointer[i]) became \(out.pointer[i]), not \(expected[i])"
+                        )
                     }
                 }
             }

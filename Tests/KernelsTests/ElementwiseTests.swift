@@ -104,10 +104,12 @@ final class ElementwiseTests: KernelTestCase {
                 let n = 1000
                 let x = StoredNumbers(random.specialFloats(n), format)
                 let out = Buffer(repeating: unread, count: n)
-                withDenormalsFlushed(true) {
-                    build.kernels.add_scaled(out.pointer, x.pointer, format, 1, Int64(n), 0)
+                for flushed in denormalModes {
+                    withDenormalsFlushed(flushed) {
+                        build.kernels.add_scaled(out.pointer, x.pointer, format, 1, Int64(n), 0)
+                    }
+                    expectSameBits(out.elements, x.values, "\(build.name) format \(format)")
                 }
-                expectSameBits(out.elements, x.values, "\(build.name) format \(format)")
             }
             let x = Buffer(random.floats(100))
             let before = x.elements

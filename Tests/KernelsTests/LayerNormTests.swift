@@ -70,7 +70,8 @@ final class LayerNormTests: KernelTestCase {
                 dx.pointer, batch.dy.pointer, batch.x.pointer, together.mean.pointer, together.rstd.pointer,
                 batch.weight.pointer, Int64(batch.rows), Int64(batch.cols), 0)
             let out = Buffer(repeating: unread, count: batch.cols)
-            let mean = Buffer(repeating: unread, count: 1), rstd = Buffer(repeating: unread, count: 1)
+            let mean = Buffer(repeating: unread, count: 1)
+            let rstd = Buffer(repeating: unread, count: 1)
             for row in 0..<batch.rows {
                 let start = row * batch.cols
                 let range = start..<start + batch.cols
@@ -78,7 +79,8 @@ final class LayerNormTests: KernelTestCase {
                     out.pointer, mean.pointer, rstd.pointer, batch.x.pointer + start, batch.weight.pointer,
                     batch.bias.pointer, 1, Int64(batch.cols), 1e-5)
                 expectSameBits(out.elements, Array(together.out.elements[range]), build.name)
-                expectSameBits(mean.elements + rstd.elements, [together.mean.pointer[row], together.rstd.pointer[row]], build.name)
+                expectSameBits(
+                    mean.elements + rstd.elements, [together.mean.pointer[row], together.rstd.pointer[row]], build.name)
                 build.kernels.layer_norm_gradient(
                     out.pointer, batch.dy.pointer + start, batch.x.pointer + start, mean.pointer, rstd.pointer,
                     batch.weight.pointer, 1, Int64(batch.cols), 0)
@@ -115,7 +117,8 @@ final class LayerNormTests: KernelTestCase {
                         var truth: [Double] = []
                         var sizes: [Double] = []
                         for row in 0..<batch.rows {
-                            let mean = Double(forward.mean.pointer[row]), rstd = Double(forward.rstd.pointer[row])
+                            let mean = Double(forward.mean.pointer[row])
+                            let rstd = Double(forward.rstd.pointer[row])
                             let g = (0..<cols).map {
                                 Double(batch.dy.pointer[row * cols + $0])
                                     * (hasWeight ? Double(batch.weight.pointer[$0]) : 1)

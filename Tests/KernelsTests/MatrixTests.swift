@@ -19,7 +19,8 @@ final class MatrixTests: KernelTestCase {
         }
 
         func run(
-            _ build: Build, _ c: Buffer<Float>, rows: Range<Int>, columns: Range<Int>, depth: Range<Int>, accumulate: Bool
+            _ build: Build, _ c: Buffer<Float>, rows: Range<Int>, columns: Range<Int>, depth: Range<Int>,
+            accumulate: Bool
         ) {
             build.kernels.chain_gemm(
                 c.pointer + rows.lowerBound * ldc + columns.lowerBound, Int64(ldc),
@@ -35,7 +36,8 @@ final class MatrixTests: KernelTestCase {
         let sizes = [0, 1, 2, 3, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 50]
         for build in Build.all {
             for _ in 0..<150 {
-                let m = sizes.randomElement(using: &random)!, n = sizes.randomElement(using: &random)!
+                let m = (sizes + [70]).randomElement(using: &random)!
+                let n = (sizes + [130, 150]).randomElement(using: &random)!
                 let k = (sizes + [255, 256, 257, 520]).randomElement(using: &random)!
                 for (transposed, accumulate) in [(false, false), (false, true), (true, false), (true, true)] {
                     let product = Product(m, n, k, transposed: transposed, &random)
@@ -62,7 +64,7 @@ final class MatrixTests: KernelTestCase {
 
     func testProductDoesNotDependOnTheCut() {
         var random = SplitMix64(61)
-        let (m, n, k) = (37, 83, 300)
+        let (m, n, k) = (93, 151, 300)
         for build in Build.all {
             for transposed in [false, true] {
                 let product = Product(m, n, k, transposed: transposed, &random)
@@ -70,7 +72,8 @@ final class MatrixTests: KernelTestCase {
                 let whole = Buffer(start)
                 product.run(build, whole, rows: 0..<m, columns: 0..<n, depth: 0..<k, accumulate: true)
                 for _ in 0..<20 {
-                    let i = Int.random(in: 1..<m, using: &random), j = Int.random(in: 1..<n, using: &random)
+                    let i = Int.random(in: 1..<m, using: &random)
+                    let j = Int.random(in: 1..<n, using: &random)
                     let p = Int.random(in: 1..<k, using: &random)
                     let cut = Buffer(start)
                     for rows in [0..<i, i..<m] {

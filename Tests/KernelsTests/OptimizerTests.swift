@@ -11,11 +11,15 @@ final class OptimizerTests: KernelTestCase {
                         var options = shims_sgd(
                             gradient_scale: 0.3, learning_rate: 0.1, momentum: momentum, weight_decay: 0.01,
                             nesterov: nesterov ? 1 : 0, first_update: firstUpdate ? 1 : 0)
-                        let p = random.floats(n), g = random.floats(n)
+                        let p = random.floats(n)
+                        let g = random.floats(n)
                         let old = initial(n, accumulate: !firstUpdate, &random)
-                        let parameter = Buffer(p), gradient = Buffer(g), buffer = Buffer(old)
+                        let parameter = Buffer(p)
+                        let gradient = Buffer(g)
+                        let buffer = Buffer(old)
                         build.kernels.sgd(
-                            parameter.pointer, gradient.pointer, momentum == 0 ? nil : buffer.pointer, &options, Int64(n))
+                            parameter.pointer, gradient.pointer, momentum == 0 ? nil : buffer.pointer, &options,
+                            Int64(n))
 
                         let direction = (0..<n).map { i -> (velocity: Double, step: Double) in
                             let g = Double(g[i]) * Double(Float(0.3)) + Double(Float(0.01)) * Double(p[i])
@@ -44,20 +48,24 @@ final class OptimizerTests: KernelTestCase {
             for n in lengths {
                 for (decoupled, l2): (Float, Float) in [(1, 0), (0.999, 0), (1, 0.01)] {
                     var options = shims_adam(
-                        gradient_scale: 0.3, beta1: 0.9, beta2: 0.999, eps: 1e-8, step_size: 0.01,
-                        inverse_sqrt_correction2: 1.7, decoupled_decay: decoupled, l2_decay: l2)
-                    let p = random.floats(n), g = random.floats(n)
-                    let m = random.floats(n), v = random.floats(n, in: 0.01...1)
-                    let parameter = Buffer(p), gradient = Buffer(g), first = Buffer(m), second = Buffer(v)
+                        gradient_scale: 0.3, beta2: 0.999, eps: 1e-8, step_size: 0.01, inverse_sqrt_correction2: 1.7,
+                        weight1: 0.1, weight2: 0.001, decoupled_decay: decoupled, l2_decay: l2)
+                    let p = random.floats(n)
+                    let g = random.floats(n)
+                    let m = random.floats(n)
+                    let v = random.floats(n, in: 0.01...1)
+                    let parameter = Buffer(p)
+                    let gradient = Buffer(g)
+                    let first = Buffer(m)
+                    let second = Buffer(v)
                     build.kernels.adam(
                         parameter.pointer, gradient.pointer, first.pointer, second.pointer, &options, Int64(n))
 
                     var truth: (p: [Double], m: [Double], v: [Double]) = ([], [], [])
                     for i in 0..<n {
                         let g = Double(Float(0.3)) * Double(g[i]) + Double(l2) * Double(p[i])
-                        let beta1 = Double(Float(0.9)), beta2 = Double(Float(0.999))
-                        truth.m.append(Double(m[i]) + (1 - beta1) * (g - Double(m[i])))
-                        truth.v.append(beta2 * Double(v[i]) + (1 - beta2) * g * g)
+                        truth.m.append(Double(m[i]) + Double(Float(0.1)) * (g - Double(m[i])))
+                        truth.v.append(Double(Float(0.999)) * Double(v[i]) + Double(Float(0.001)) * g * g)
                         let denominator = truth.v[i].squareRoot() * Double(Float(1.7)) + Double(Float(1e-8))
                         truth.p.append(
                             Double(p[i]) * Double(decoupled) - Double(Float(0.01)) * truth.m[i] / denominator)
@@ -75,13 +83,19 @@ final class OptimizerTests: KernelTestCase {
     func testUpdatesDoNotDependOnTheCut() {
         var random = SplitMix64(72)
         let n = 211
-        let p = random.floats(n), g = random.floats(n), m = random.floats(n), v = random.floats(n, in: 0...1)
+        let p = random.floats(n)
+        let g = random.floats(n)
+        let m = random.floats(n)
+        let v = random.floats(n, in: 0...1)
         var options = shims_adam(
-            gradient_scale: 0.3, beta1: 0.9, beta2: 0.999, eps: 1e-8, step_size: 0.01, inverse_sqrt_correction2: 1.7,
-            decoupled_decay: 0.99, l2_decay: 0.1)
+            gradient_scale: 0.3, beta2: 0.999, eps: 1e-8, step_size: 0.01, inverse_sqrt_correction2: 1.7, weight1: 0.1,
+            weight2: 0.001, decoupled_decay: 0.99, l2_decay: 0.1)
         for build in Build.all {
             func update(_ cuts: [Range<Int>]) -> [Float] {
-                let parameter = Buffer(p), gradient = Buffer(g), first = Buffer(m), second = Buffer(v)
+                let parameter = Buffer(p)
+                let gradient = Buffer(g)
+                let first = Buffer(m)
+                let second = Buffer(v)
                 for cut in cuts {
                     let start = cut.lowerBound
                     build.kernels.adam(

@@ -11,12 +11,14 @@ final class SoftmaxTests: KernelTestCase {
 
     /// The exponential function alone: with zeros for everything else, a score becomes its exponential.
     func testExponential() {
-        var points: [Float] = [0, -0, .infinity, -.infinity, .nan, 1e30, -1e30, 0x1p-140, 88.722_83, 88.722_84, -87.336_54]
+        var points: [Float] = [
+            0, -0, .infinity, -.infinity, .nan, 1e30, -1e30, 0x1p-140, 88.722_83, 88.722_84, -87.336_54,
+        ]
         points += stride(from: Float(-89), through: 89.5, by: 1.0 / 1024)
         let dp = Buffer(repeating: Float(0), count: points.count)
         let zero = Buffer<Float>([0])
         for build in Build.all {
-            for flushed in [false, true] {
+            for flushed in denormalModes {
                 let s = Buffer(points)
                 withDenormalsFlushed(flushed) {
                     build.kernels.attention_softmax_gradient(
@@ -50,7 +52,8 @@ final class SoftmaxTests: KernelTestCase {
                         "\(build.name) cols=\(cols)")
                     if cols > 0 {
                         XCTAssertEqual(
-                            Double(logSumExp.pointer[row]), truth.logSumExp, accuracy: 2e-6 * max(1, abs(truth.logSumExp)),
+                            Double(logSumExp.pointer[row]), truth.logSumExp,
+                            accuracy: 2e-6 * max(1, abs(truth.logSumExp)),
                             "\(build.name) cols=\(cols)")
                     } else {
                         XCTAssertEqual(logSumExp.pointer[row], -.infinity)
@@ -143,7 +146,8 @@ final class SoftmaxTests: KernelTestCase {
                         let old = accumulate ? Double(before[i]) : 0
                         guard targets.pointer[row] >= 0 else { return old }
                         let probability = exp(Double(x.pointer[i]) - Double(logSumExp.pointer[row]))
-                        return old + Double(Float(0.7)) * (probability - (Int64(column) == targets.pointer[row] ? 1 : 0))
+                        return old + Double(Float(0.7))
+                            * (probability - (Int64(column) == targets.pointer[row] ? 1 : 0))
                     }
                     // The difference in the exponent carries the error of a number of size 20.
                     expect(

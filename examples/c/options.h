@@ -15,7 +15,8 @@
 /* The product of any two sizes still fits an int64_t. */
 #define LARGEST_SIZE 1000000000LL
 #define LARGEST_SEED 9223372036854775807LL
-#define LARGEST_THREADS 1024LL
+#define MOST_LAYERS 1000LL
+#define MOST_THREADS 1024LL
 
 struct options {
     const char *text;
@@ -41,7 +42,7 @@ static const struct options DEFAULT_OPTIONS = {
     .heads = 5,
     .context = 64,
     .batch = 12,
-    .updates = 2400,
+    .updates = 3000,
     .learning_rate = 6e-3,
     .warmup = 100,
     .clip = 1.0,
@@ -151,7 +152,7 @@ static struct options parse_options(int argc, char **argv)
     struct options o = DEFAULT_OPTIONS;
     const struct option table[] = {
         {"--text", OPTION_TEXT, &o.text, 0, 0},
-        {"--layers", OPTION_INTEGER, &o.layers, 1, LARGEST_SIZE},
+        {"--layers", OPTION_INTEGER, &o.layers, 1, MOST_LAYERS},
         {"--channels", OPTION_INTEGER, &o.channels, 1, LARGEST_SIZE},
         {"--heads", OPTION_INTEGER, &o.heads, 1, LARGEST_SIZE},
         {"--context", OPTION_INTEGER, &o.context, 1, LARGEST_SIZE},
@@ -162,7 +163,7 @@ static struct options parse_options(int argc, char **argv)
         {"--warmup", OPTION_INTEGER, &o.warmup, 0, LARGEST_SIZE},
         {"--clip", OPTION_NUMBER, &o.clip, 0, 0},
         {"--seed", OPTION_INTEGER, &o.seed, 0, LARGEST_SEED},
-        {"--threads", OPTION_INTEGER, &o.threads, 1, LARGEST_THREADS},
+        {"--threads", OPTION_INTEGER, &o.threads, 1, MOST_THREADS},
         {"--eval-every", OPTION_INTEGER, &o.eval_every, 1, LARGEST_SIZE},
         {"--sample", OPTION_INTEGER, &o.sample, 0, LARGEST_SIZE},
     };

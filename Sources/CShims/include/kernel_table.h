@@ -28,7 +28,8 @@ typedef struct shims_sgd {
 
 /* step_size = learning_rate / (1 - beta1^t); denominator = sqrt(v) / sqrt(1 - beta2^t) + eps. */
 typedef struct shims_adam {
-    float gradient_scale, beta1, beta2, eps, step_size, inverse_sqrt_correction2;
+    float gradient_scale, beta2, eps, step_size, inverse_sqrt_correction2;
+    float weight1, weight2; /* 1 - beta1 and 1 - beta2, which float32 would round to few digits */
     float decoupled_decay; /* parameters are multiplied by this first: 1 - learning_rate * weight_decay, or 1 */
     float l2_decay;        /* times the parameter is added to the gradient */
 } shims_adam;

@@ -18,7 +18,7 @@ extension Tensor {
         var kept = shape
         var isReduced = [Bool](repeating: axes == nil, count: rank)
         for axis in axes ?? [] {
-            let axis = try Shape.axis(axis, rank: rank, name)
+            let axis = try Shape.axis(axis, rank: rank, name, "one of axes")
             guard !isReduced[axis] else {
                 throw GAError(.invalidArgument, "\(name): axes names axis \(axis) twice")
             }

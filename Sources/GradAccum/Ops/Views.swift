@@ -19,8 +19,8 @@ extension Tensor {
 
     /// A view with two axes exchanged; negative axes count from the last.
     public func transposed(_ axisA: Int = -2, _ axisB: Int = -1) throws(GAError) -> Tensor {
-        let a = try Shape.axis(axisA, rank: rank, "transpose")
-        let b = try Shape.axis(axisB, rank: rank, "transpose")
+        let a = try Shape.axis(axisA, rank: rank, "transpose", "axis_a")
+        let b = try Shape.axis(axisB, rank: rank, "transpose", "axis_b")
         var newShape = shape
         var newStrides = strides
         newShape.swapAt(a, b)

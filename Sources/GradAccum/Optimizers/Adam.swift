@@ -66,9 +66,10 @@ extension AdamRule {
 
     func step(update: Int, gradientScale: Float) -> Step {
         let options = shims_adam(
-            gradient_scale: gradientScale, beta1: Float(beta1), beta2: Float(beta2), eps: Float(eps),
+            gradient_scale: gradientScale, beta2: Float(beta2), eps: Float(eps),
             step_size: Float(learningRate / (1 - power(beta1, update))),
             inverse_sqrt_correction2: Float(1 / (1 - power(beta2, update)).squareRoot()),
+            weight1: Float(1 - beta1), weight2: Float(1 - beta2),
             decoupled_decay: Float(decoupledDecay), l2_decay: Float(l2Decay))
         return { parameter, gradient, slots, count in
             withUnsafePointer(to: options) {

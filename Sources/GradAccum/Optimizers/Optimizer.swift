@@ -22,7 +22,6 @@ public final class Optimizer {
             for _ in 0..<rule.slotCount { own.append(try Tensor.zeros(parameter.shape)) }
             slots.append(own)
         }
-        for parameter in parameters { try parameter.requireLeafable() }
         self.parameters = parameters
         self.rule = rule
         self.slots = slots
@@ -38,12 +37,7 @@ public final class Optimizer {
             throw GAError(.invalidArgument, "optimizer: parameters is empty: it needs at least one")
         }
         for (index, parameter) in parameters.enumerated() {
-            try parameter.require(.float32, "optimizer", "a parameter")
-            guard parameter.isContiguous else {
-                throw GAError(
-                    .shape, "optimizer: parameters[\(index)] of shape \(parameter.shape) has strides "
-                        + "\(parameter.strides): a parameter is contiguous")
-            }
+            try parameter.requireLeafable("optimizer: parameters[\(index)]")
             guard parameter.owner == nil else {
                 throw GAError(.state, "optimizer: parameters[\(index)] belongs to another optimizer: free that one first")
             }

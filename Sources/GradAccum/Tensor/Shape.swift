@@ -66,10 +66,12 @@ enum Shape {
     }
 
     /// An axis counted from the last if it is negative.
-    static func axis(_ axis: Int, rank: Int, _ operation: StaticString) throws(GAError) -> Int {
+    static func axis(
+        _ axis: Int, rank: Int, _ operation: StaticString, _ argument: StaticString = "axis"
+    ) throws(GAError) -> Int {
         guard axis >= -rank && axis < rank else {
             throw GAError(
-                .invalidArgument, "\(operation): axis is \(axis), but the tensor has \(rank) axes")
+                .invalidArgument, "\(operation): \(argument) is \(axis), but the tensor has \(rank) axes")
         }
         return axis < 0 ? axis + rank : axis
     }

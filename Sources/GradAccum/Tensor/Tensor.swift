@@ -18,9 +18,14 @@ public final class Tensor {
     weak var owner: Optimizer?
     var indexInOwner = 0
 
-    /// A name for error sentences, at most 63 bytes long.
+    /// A name for error sentences: one line of at most 63 bytes.
     public var name: String? {
-        didSet { if let name, name.utf8.count > 63 { self.name = String(decoding: name.utf8.prefix(63), as: UTF8.self) } }
+        didSet {
+            name = name.map { name in
+                let line = name.unicodeScalars.map { $0.properties.generalCategory == .control ? " " : String($0) }
+                return String(decoding: line.joined().utf8.prefix(63), as: UTF8.self)
+            }
+        }
     }
 
     init(_ storage: Storage, _ dtype: DType, _ shape: [Int], strides: [Int], offset: Int = 0, viewOf root: Tensor? = nil) {
@@ -130,7 +135,7 @@ public final class Tensor {
 
     /// Makes a float32 tensor that no operation produced a leaf for gradients, or an ordinary tensor again.
     public func setRequiresGrad(_ required: Bool) throws(GAError) {
-        if required { try requireLeafable() }
+        try requireLeafable("requires_grad: tensor")
         guard required || owner == nil else {
             throw GAError(.state, "requires_grad: \(label) is a parameter of an optimizer and stays one")
         }
@@ -138,13 +143,15 @@ public final class Tensor {
     }
 
     /// Errors: `state`, `dtype` or `shape` if this tensor cannot be a leaf for gradients.
-    func requireLeafable() throws(GAError) {
+    func requireLeafable(_ argument: @autoclosure () -> String) throws(GAError) {
         guard viewed == nil && node == nil else {
-            throw GAError(.state, "requires_grad: \(label) is a view or the result of an operation: detach it first")
+            throw GAError(.state, "\(argument()), \(label), is a view or the result of an operation: detach it first")
         }
-        try require(.float32, "requires_grad", "tensor")
+        guard dtype == .float32 else {
+            throw GAError(.dtype, "\(argument()), \(label), is \(dtype): a leaf for gradients is float32")
+        }
         guard isContiguous else {
-            throw GAError(.shape, "requires_grad: \(label) has strides \(strides): a leaf is contiguous")
+            throw GAError(.shape, "\(argument()), \(label), has strides \(strides): a leaf for gradients is contiguous")
         }
     }
 
