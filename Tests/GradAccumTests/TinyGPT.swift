@@ -34,20 +34,27 @@ struct TinyGPT {
     }
 
     /// The summed cross-entropy of samples of `time + 1` bytes each.
-    func loss(_ text: [Int64], samples: Range<Int>) throws -> Tensor {
+    func loss(_ text: [Int64], samples: Range<Int>, checkpointing: Bool = false) throws -> Tensor {
         let length = time + 1
         let inputs = samples.flatMap { text[($0 * length)..<($0 * length + time)] }
         let targets = samples.flatMap { text[($0 * length + 1)..<($0 * length + length)] }
         var x = try parameters[0].embedding(Tensor(indices: inputs, shape: [samples.count, time])) + parameters[1]
         for layer in 0..<layers {
-            let p = Array(parameters[(2 + 12 * layer)..<(14 + 12 * layer)])
-            let qkv = try x.layerNorm(p[0], p[1]).linear(p[2], p[3])
-            let parts = try (0..<3).map { try qkv.sliced(axis: 2, ($0 * channels)..<(($0 + 1) * channels)) }
-            x = try x + parts[0].causalAttention(parts[1], parts[2], heads: heads).linear(p[4], p[5])
-            x = try x + x.layerNorm(p[6], p[7]).linear(p[8], p[9]).gelu(.tanh).linear(p[10], p[11])
+            let block = { (inputs: [Tensor]) throws(GAError) in try self.block(layer, inputs[0]) }
+            x = try checkpointing ? checkpoint([x], block) : block([x])
         }
         let end = parameters.count
         let logits = try x.layerNorm(parameters[end - 2], parameters[end - 1]).linear(parameters[0])
         return try logits.crossEntropy(Tensor(indices: targets, shape: [samples.count, time]))
+    }
+
+    private func block(_ layer: Int, _ x: Tensor) throws(GAError) -> Tensor {
+        let p = Array(parameters[(2 + 12 * layer)..<(14 + 12 * layer)])
+        let qkv = try x.layerNorm(p[0], p[1]).linear(p[2], p[3])
+        let q = try qkv.sliced(axis: 2, 0..<channels)
+        let k = try qkv.sliced(axis: 2, channels..<(2 * channels))
+        let v = try qkv.sliced(axis: 2, (2 * channels)..<(3 * channels))
+        let y = try x + q.causalAttention(k, v, heads: heads).linear(p[4], p[5])
+        return try y + y.layerNorm(p[6], p[7]).linear(p[8], p[9]).gelu(.tanh).linear(p[10], p[11])
     }
 }

@@ -65,7 +65,8 @@ public final class Accumulator {
     public func accumulate(_ loss: Tensor, weight: Double) throws(GAError) {
         try requireIntact("accumulate")
         try requireLoss(loss)
-        try require(loss: Double(loss.floats[0]), weight: weight, "accumulate")
+        let value = loss.unroundedLoss ?? Double(loss.floats[0])
+        try require(loss: value, weight: weight, "accumulate")
         if options.lossReduction == .sum, loss.root.node?.isMean == true {
             throw GAError(
                 .state,
@@ -76,7 +77,7 @@ public final class Accumulator {
         window.isBroken = true
         try graph.backward(seed: options.lossReduction == .mean ? Float(weight) : 1, into: self)
         window.isBroken = false
-        count(loss: Double(loss.floats[0]), weight: weight)
+        count(loss: value, weight: weight)
     }
 
     /// Adds gradients that the caller computed, one contiguous array per parameter or nil for nothing.
@@ -126,7 +127,10 @@ public final class Accumulator {
             throw GAError(.overflow, "\(operation): weight \(weight) makes the window's total weight infinite")
         }
         guard loss.isFinite else {
-            throw GAError(.nonFinite, "\(operation): loss is \(loss): nothing was added; skip this micro-batch")
+            throw GAError(
+                .nonFinite,
+                "\(operation): loss is \(loss.isNaN ? "NaN" : "\(loss)"): nothing was added; skip this micro-batch, or "
+                    + "lower the learning rate if it recurs")
         }
     }
 

@@ -38,13 +38,17 @@ struct Graph {
         for leaf in leaves { try sink.prepare(leaf, places: uses[ObjectIdentifier(leaf)]!) }
     }
 
-    /// Lets the gradient of the loss, `seed`, flow to the leaves. The graph is used up, even where this fails.
+    /// Lets the gradient of a scalar loss, `seed`, flow to the leaves. The graph is used up, even where this fails.
     func backward(seed: Float, into sink: GradientSink) throws(GAError) {
-        guard let end = nodes.first else { return }
-        defer { for node in nodes { node.gradient = nil } }
-        let gradient = try Tensor(uninitialized: end.shape, for: "gradient")
+        let gradient = try Tensor(uninitialized: nodes[0].shape, for: "gradient")
         gradient.floats[0] = seed
-        end.gradient = gradient
+        try backward(gradient, into: sink)
+    }
+
+    /// As ``backward(seed:into:)``, for a result of any shape and its contiguous gradient.
+    func backward(_ gradient: Tensor, into sink: GradientSink) throws(GAError) {
+        defer { for node in nodes { node.gradient = nil } }
+        nodes[0].gradient = gradient
         for node in nodes { try node.run(sink) }
     }
 }

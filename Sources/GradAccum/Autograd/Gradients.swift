@@ -9,6 +9,12 @@ final class GradientBuffer {
     init(shape: [Int]) throws(GAError) {
         tensor = try Tensor(uninitialized: shape, for: "gradient")
     }
+
+    /// On memory that is there, and that means zero if `isEmpty`.
+    init(_ tensor: Tensor, isEmpty: Bool) {
+        self.tensor = tensor
+        self.isEmpty = isEmpty
+    }
 }
 
 /// Where the gradients of leaves go.
@@ -58,6 +64,16 @@ struct Gradients {
     /// if there was nothing. Several inputs may share it.
     func openStrided(_ input: Int) throws(GAError) -> UnsafeMutablePointer<Float> {
         try open(input, zeroed: true).0
+    }
+
+    /// The gradient of a needed contiguous input as a buffer to add to: that of the leaf's place, if it is one.
+    func buffer(of input: Int) throws(GAError) -> GradientBuffer {
+        let x = inputs[input]
+        guard let node = x.root.node else { return sink.buffer(of: x.root, place: places[input]) }
+        let (_, accumulate) = try open(input, zeroed: false)
+        let offset = x.offset - x.root.offset
+        let view = Tensor(node.gradient!.storage, .float32, x.shape, strides: x.strides, offset: offset)
+        return GradientBuffer(view, isEmpty: accumulate == 0)
     }
 
     /// Adds a whole gradient, without a copy where it is the first and the input is no view.

@@ -11,8 +11,19 @@ public enum Recording {
 
     /// Runs `body` without recording, as for an evaluation.
     public static func off<Result>(_ body: () throws(GAError) -> Result) throws(GAError) -> Result {
+        try set(false, during: body)
+    }
+
+    /// Runs `body` with recording.
+    static func on<Result>(_ body: () throws(GAError) -> Result) throws(GAError) -> Result {
+        try set(true, during: body)
+    }
+
+    private static func set<Result>(
+        _ recording: Bool, during body: () throws(GAError) -> Result
+    ) throws(GAError) -> Result {
         let before = isOn
-        isOn = false
+        isOn = recording
         defer { isOn = before }
         return try body()
     }

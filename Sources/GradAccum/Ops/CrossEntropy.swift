@@ -7,6 +7,11 @@ public enum Reduction: Int32, CaseIterable, Sendable {
 }
 
 extension Tensor {
+    func setLoss(_ value: Double) {
+        floats[0] = Float(value)
+        unroundedLoss = value
+    }
+
     /// The negative log-likelihood of `targets` [...] under the softmax of these logits [..., classes].
     ///
     /// Targets equal to `ignoreIndex` count nothing, neither in the sum nor in the mean's divisor; a mean over no target
@@ -37,7 +42,7 @@ extension Tensor {
             counted += 1
         }
         let divisor = reduction == .mean ? Float(max(counted, 1)) : 1
-        out.floats[0] = Float(total / Double(divisor))
+        out.setLoss(total / Double(divisor))
 
         let node = Node("cross_entropy", [self], out, isMean: reduction == .mean) { dy, gradients throws(GAError) in
             // A seed equal to the count gives exactly the sum's gradient.

@@ -17,7 +17,7 @@ extension Tensor {
             total += Runtime.kernels.squared_error(
                 a.floats + sample * perSample, b.floats + sample * perSample, Int64(perSample))
         }
-        out.floats[0] = Float(total / Double(divisor))
+        out.setLoss(total / Double(divisor))
         let node = Node("mse", [self, target], out, isMean: reduction == .mean) { dy, gradients throws(GAError) in
             let scale = 2 * (dy.floats[0] / divisor)
             for (input, (x, y)) in [(a, b), (b, a)].enumerated() {

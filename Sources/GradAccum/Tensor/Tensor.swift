@@ -18,6 +18,9 @@ public final class Tensor {
     weak var owner: Optimizer?
     var indexInOwner = 0
 
+    /// The value of a loss before it was rounded to float32, for reports.
+    var unroundedLoss: Double?
+
     /// A name for error sentences: one line of at most 63 bytes.
     public var name: String? {
         didSet {

@@ -1,0 +1,118 @@
+import CShims
+
+/// Runs `block` on `inputs` without keeping its activations: backward runs it again (Chen et al., arXiv 1604.06174).
+///
+/// Results and gradients have the same bits as without. The block must compute the same each time, and may read parameters
+/// and constants besides its inputs, but no other tensor that a gradient flows to.
+/// Errors: those of the block; `invalidArgument` if it reads such a tensor.
+public func checkpoint(
+    _ inputs: [Tensor], _ block: @escaping ([Tensor]) throws(GAError) -> Tensor
+) throws(GAError) -> Tensor {
+    guard Recording.isOn else { return try block(inputs) }
+    var sources: [Tensor] = []
+    for input in inputs { sources.append(try input.contiguous()) }
+    let (out, uses) = try firstRun(sources, block)
+    let activations = sources.filter(\.isActivation)
+    // Every use of a leaf is an input of its own, so that it has the place that it would have without a checkpoint.
+    let recorded = activations + uses
+    let node = Node("checkpoint", recorded, out) { dy, gradients throws(GAError) in
+        let again = try Recording.on { () throws(GAError) in try BlockRun(sources, block) }
+        guard again.result.shape == dy.shape, try again.leafUses().elementsEqual(uses, by: ===) else {
+            throw GAError(.state, "checkpoint: the block has computed something else than in the forward pass")
+        }
+        let sink = try BlockSink(again.standIns, uses, gradients)
+        try Graph(of: again.result, into: sink).backward(dy, into: sink)
+        try sink.finish()
+    }
+    return out.recorded(node, from: recorded)
+}
+
+/// The result of the block without its graph, and the leaves that it used.
+private func firstRun(
+    _ sources: [Tensor], _ block: ([Tensor]) throws(GAError) -> Tensor
+) throws(GAError) -> (Tensor, [Tensor]) {
+    let run = try BlockRun(sources, block)
+    return (run.result.detached(), try run.leafUses())
+}
+
+extension Tensor {
+    /// Whether this is a result that a gradient flows to: a block gets a stand-in for it, at which its own graph ends.
+    fileprivate var isActivation: Bool { requiresGrad && !isGradientLeaf }
+}
+
+/// One recorded run of a block, from stand-ins for the activations among its inputs to its result.
+private struct BlockRun {
+    /// In the order of the inputs that they stand for.
+    let standIns: [Tensor]
+    let result: Tensor
+    private let start: UInt64
+
+    init(_ sources: [Tensor], _ block: ([Tensor]) throws(GAError) -> Tensor) throws(GAError) {
+        start = Node.nextNumber()
+        var inputs = sources
+        var standIns: [Tensor] = []
+        for (index, source) in sources.enumerated() where source.isActivation {
+            inputs[index] = source.detached()
+            try inputs[index].setRequiresGrad(true)
+            standIns.append(inputs[index])
+        }
+        self.standIns = standIns
+        result = try block(inputs).contiguous()
+    }
+
+    /// The leaves that the block used besides stand-ins, once per use, in the order of the forward pass.
+    func leafUses() throws(GAError) -> [Tensor] {
+        var nodes: [Node] = []
+        var seen: Set<ObjectIdentifier> = []
+        var open = [result]
+        while let node = open.popLast()?.root.node {
+            guard seen.insert(ObjectIdentifier(node)).inserted else { continue }
+            guard node.sequence > start else {
+                throw GAError(
+                    .invalidArgument,
+                    "checkpoint: the block reads a result of \(node.operation) that needs a gradient and is not among its "
+                        + "inputs: pass it as one")
+            }
+            nodes.append(node)
+            open += node.inputs.filter(\.isActivation)
+        }
+        nodes.sort { $0.sequence < $1.sequence }
+        let own = Set(standIns.map(ObjectIdentifier.init))
+        return nodes.flatMap(\.inputs).filter(\.isGradientLeaf).map(\.root)
+            .filter { !own.contains(ObjectIdentifier($0)) }
+    }
+}
+
+/// Leads the gradients of a block's graph to where those of its checkpoint go.
+private final class BlockSink: GradientSink {
+    private var buffers: [ObjectIdentifier: [GradientBuffer]] = [:]
+    private let ofStandIns: [GradientBuffer]
+
+    /// `gradients` are those of the stand-ins' originals, followed by the uses of leaves.
+    init(_ standIns: [Tensor], _ uses: [Tensor], _ gradients: Gradients) throws(GAError) {
+        var own: [GradientBuffer] = []
+        for (input, leaf) in (standIns + uses).enumerated() {
+            let buffer = try gradients.buffer(of: input)
+            buffers[ObjectIdentifier(leaf), default: []].append(buffer)
+            if input < standIns.count { own.append(buffer) }
+        }
+        ofStandIns = own
+    }
+
+    func prepare(_ leaf: Tensor, places: Int) throws(GAError) {}
+
+    /// All uses of a stand-in add to the one gradient of its original; a leaf has a buffer per use.
+    func buffer(of leaf: Tensor, place: Int) -> GradientBuffer {
+        let list = buffers[ObjectIdentifier(leaf)]!
+        return list[min(place, list.count - 1)]
+    }
+
+    /// Gives originals that received nothing a gradient of zeros.
+    func finish() throws(GAError) {
+        for buffer in ofStandIns where buffer.isEmpty {
+            try elementwise(buffer.tensor.elementCount) { start, count in
+                Runtime.kernels.fill(buffer.tensor.floats + start, 0, Int64(count))
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+import GradAccum
+import XCTest
+
+/// A checkpoint changes the memory and the time of a graph, and no bit of its gradients.
+final class CheckpointTests: XCTestCase {
+    func testAModelHasTheSameBitsWithAndWithout() throws {
+        let (batch, time) = (3, 19)
+        let text = (0..<(batch * (time + 1))).map { Int64($0 * 11 % 23) }
+        func gradients(checkpointing: Bool) throws -> ([[UInt32]], peak: Int) {
+            let model = try TinyGPT(vocabulary: 23, layers: 6, channels: 24, heads: 2, time: time)
+            let accumulator = try Accumulator(Optimizer(model.parameters, AdamW()))
+            Runtime.resetPeakMemory()
+            let before = Runtime.memoryUsage.liveBytes
+            for sample in 0..<batch {
+                let loss = try model.loss(text, samples: sample..<(sample + 1), checkpointing: checkpointing)
+                try accumulator.accumulate(loss, weight: Double(time))
+            }
+            let bits = try model.parameters.indices.map {
+                try accumulator.accumulatedGradient($0).values().map(\.bitPattern)
+            }
+            return (bits, Runtime.memoryUsage.peakBytes - before)
+        }
+        let plain = try gradients(checkpointing: false)
+        let checkpointed = try gradients(checkpointing: true)
+        XCTAssertEqual(plain.0, checkpointed.0)
+        XCTAssertLessThan(checkpointed.peak, plain.peak)
+    }
+
+    private func leaf(_ values: [Float]) throws -> Tensor {
+        let tensor = try Tensor(values, shape: [values.count])
+        try tensor.setRequiresGrad(true)
+        return tensor
+    }
+
+    func testLeavesAsInputsAndAroundTheBlockKeepTheirPlaces() throws {
+        let values: [[Float]] = [[0.1, 0.7, -1.3], [1.1, -0.3, 0.9]]
+        typealias Block = ([Tensor]) throws(GAError) -> Tensor
+        func gradients(_ run: ([Tensor], @escaping Block) throws -> Tensor) throws -> [[Float]] {
+            let (a, b) = (try leaf(values[0]), try leaf(values[1]))
+            let accumulator = try Accumulator(Optimizer([a, b], SGD()))
+            let x = try a * b
+            let y = try run([x, a]) { (inputs) throws(GAError) in
+                try (inputs[0] * b + inputs[1] * inputs[0]) * b + inputs[0]
+            }
+            try accumulator.accumulate(try (y * a + x).sum(), weight: 1)
+            return [try accumulator.accumulatedGradient(0).values(), try accumulator.accumulatedGradient(1).values()]
+        }
+        let plain = try gradients { inputs, block in try block(inputs) }
+        let nested = try gradients { inputs, block in
+            try checkpoint(inputs) { (outer) throws(GAError) in
+                try checkpoint(outer, block)
+            }
+        }
+        XCTAssertEqual(plain, try gradients { inputs, block in try checkpoint(inputs, block) })
+        XCTAssertEqual(plain, nested)
+    }
+
+    func testAnUndeclaredActivationIsRefused() throws {
+        let a = try leaf([1, 2])
+        let hidden = try a * a
+        assertThrows(.invalidArgument, naming: "pass it as one") {
+            _ = try checkpoint([a]) { (inputs) throws(GAError) in try inputs[0] * hidden }
+        }
+    }
+
+    func testABlockThatIgnoresAnInputGivesItNothing() throws {
+        let a = try leaf([1, 2])
+        let hidden = try a * a
+        let y = try checkpoint([hidden]) { (_) throws(GAError) in try a + a }
+        XCTAssertEqual(try y.sum().gradients(of: [a])[0].values(), [2, 2])
+    }
+
+    func testTheBlocksErrorIsTheCheckpointsError() throws {
+        let a = try leaf([1, 2])
+        assertThrows(.shape, naming: "broadcast") {
+            _ = try checkpoint([a]) { (inputs) throws(GAError) in try inputs[0] + Tensor([1, 2, 3], shape: [3]) }
+        }
+    }
+}
