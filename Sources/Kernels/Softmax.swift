@@ -82,13 +82,14 @@ func crossEntropyGradient(
             continue
         }
         let before = Vector(repeating: accumulate ? dx[target] : 0)
+        // Read before the loop writes, as dx may be x.
+        let probability = exponential(Vector(repeating: x[target] - rowLogSumExp))
         @inline(always)
         func addProbability(_ lanes: Lanes) {
             emitProduct(
                 exponential(load(x, lanes) - rowLogSumExp), factor, dx, lanes, accumulate: accumulate)
         }
         forEachLanes(to: cols, addProbability)
-        let probability = exponential(Vector(repeating: x[target] - rowLogSumExp))
         dx[target] = multiplyAdd(probability - 1, factor, before)[0]
     }
 }

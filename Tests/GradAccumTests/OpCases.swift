@@ -103,6 +103,12 @@ struct OpCase: Sendable {
         OpCase("cross_entropy, ignored targets", [.sample(7, 5, 9), .parameter(9), .indices(7, 5, below: 9)]) {
             try ($0[0] * $0[1]).crossEntropy($0[2], ignoreIndex: 3)
         },
+        OpCase(
+            "linear_cross_entropy", [.sample(7, 20, 6), .parameter(9, 6), .parameter(6), .indices(7, 20, below: 9)]
+        ) { try ($0[0] * $0[2]).linearCrossEntropy($0[1], $0[3], ignoreIndex: 3) },
+        OpCase("linear_cross_entropy, single rows", [.sample(7, 6), .parameter(9, 6), .indices(7, below: 9)]) {
+            try $0[0].linearCrossEntropy($0[1], $0[2], reduction: .sum)
+        },
         OpCase("mse", [.sample(7, 5, 9), .parameter(9)]) { try ($0[0] * $0[1]).mse($0[0]) },
         OpCase("embedding", [.parameter(13, 35), .indices(7, 5, below: 13)]) { try $0[0].embedding($0[1]) },
         OpCase("embedding tied to the output", [.parameter(13, 6), .indices(7, 20, below: 13)]) {

@@ -98,7 +98,8 @@ typedef struct shims_kernel_table {
     /* log_sum_exp[r] = log of the sum over c of exp(x[r][c]), the maximum taken out first. */
     void (*_Nonnull log_sum_exp)(float *_Nonnull log_sum_exp, const float *_Nonnull x, int64_t rows,
                                  int64_t cols);
-    /* dx[r][c] (+)= scale * (exp(x[r][c] - log_sum_exp[r]) - (c == target[r])); a negative target: 0. */
+    /* dx[r][c] (+)= scale * (exp(x[r][c] - log_sum_exp[r]) - (c == target[r])); a negative target: 0.
+     * dx may be x. */
     void (*_Nonnull cross_entropy_gradient)(float *_Nonnull dx, const float *_Nonnull x,
                                             const float *_Nonnull log_sum_exp, const int64_t *_Nonnull targets,
                                             float scale, int64_t rows, int64_t cols, int32_t accumulate);

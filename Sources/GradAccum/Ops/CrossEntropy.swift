@@ -7,11 +7,6 @@ public enum Reduction: Int32, CaseIterable, Sendable {
 }
 
 extension Tensor {
-    func setLoss(_ value: Double) {
-        floats[0] = Float(value)
-        unroundedLoss = value
-    }
-
     /// The negative log-likelihood of `targets` [...] under the softmax of these logits [..., classes].
     ///
     /// Targets equal to `ignoreIndex` count nothing, neither in the sum nor in the mean's divisor; a mean over no target
@@ -21,41 +16,93 @@ extension Tensor {
     ) throws(GAError) -> Tensor {
         try require(.float32, "cross_entropy", "logits")
         try require(rank: 1, "cross_entropy", "logits")
-        try targets.requireIndices("cross_entropy", "targets")
-        try targets.require(shape: Array(shape.dropLast()), "cross_entropy", "targets")
-        let classes = shape[rank - 1]
-        let rows = targets.elementCount
-        let labels = try targets.indices(below: classes, ignoring: ignoreIndex, "cross_entropy", "targets")
-        let label = labels.address.assumingMemoryBound(to: Int64.self)
         let logits = try packedData()
-        let logSumExp = try Tensor(uninitialized: [rows], for: "cross_entropy")
-        let out = try Tensor(uninitialized: [], for: "cross_entropy")
-        let grain = max(1, 16384 / max(classes, 1))
-        try Runtime.parallel(count: rows, grain: grain) { first, count in
-            Runtime.kernels.log_sum_exp(
-                logSumExp.floats + first, logits.floats + first * classes, Int64(count), Int64(classes))
-        }
-        var total = 0.0
-        var counted = 0
-        for row in 0..<rows where label[row] >= 0 {
-            total += Double(logSumExp.floats[row]) - Double(logits.floats[row * classes + Int(label[row])])
-            counted += 1
-        }
-        let divisor = reduction == .mean ? Float(max(counted, 1)) : 1
-        out.setLoss(total / Double(divisor))
-
+        let likelihood = try Likelihood(logits.shape, targets, ignoreIndex, reduction, "cross_entropy")
+        let out = try likelihood.loss(logits.floats)
         let node = Node("cross_entropy", [self], out, isMean: reduction == .mean) { dy, gradients throws(GAError) in
-            // A seed equal to the count gives exactly the sum's gradient.
-            let scale = dy.floats[0] / divisor
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
-                try Runtime.parallel(count: rows, grain: grain) { first, count in
-                    Runtime.kernels.cross_entropy_gradient(
-                        dx + first * classes, logits.floats + first * classes, logSumExp.floats + first,
-                        labels.address.assumingMemoryBound(to: Int64.self) + first, scale, Int64(count), Int64(classes),
-                        accumulate)
-                }
+                try likelihood.gradient(dx, logits.floats, seed: dy.floats[0], accumulate)
             }
         }
         return out.recorded(node, from: self)
+    }
+
+    /// The cross-entropy of `targets` [...] under the logits that `weight` [classes, c] makes of these hidden states [..., c].
+    ///
+    /// As ``linear(_:_:)`` and ``crossEntropy(_:ignoreIndex:reduction:)`` one after the other, to the bit, but the logits
+    /// and their gradient share one piece of memory, which the caller never sees.
+    public func linearCrossEntropy(
+        _ weight: Tensor, _ targets: Tensor, ignoreIndex: Int64? = nil, reduction: Reduction = .sum
+    ) throws(GAError) -> Tensor {
+        let layer = try LinearLayer(self, weight, "linear_cross_entropy")
+        let likelihood = try Likelihood(
+            Array(shape.dropLast()) + [layer.n], targets, ignoreIndex, reduction, "linear_cross_entropy")
+        let x = try packedData()
+        let w = try weight.packedData()
+        let logits = try Tensor(uninitialized: Array(shape.dropLast()) + [layer.n], for: "linear_cross_entropy")
+        try layer.forward(logits.floats, x.floats, w.floats, nil)
+        let out = try likelihood.loss(logits.floats)
+        let node = Node("linear_cross_entropy", [self, weight], out, isMean: reduction == .mean) {
+            dy, gradients throws(GAError) in
+            try likelihood.gradient(logits.floats, logits.floats, seed: dy.floats[0], 0)
+            try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
+                try layer.inputGradient(dx, logits.floats, w.floats, accumulate)
+            }
+            try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
+                try layer.weightGradient(dw, logits.floats, x.floats, accumulate)
+            }
+        }
+        return out.recorded(node, from: self, weight)
+    }
+}
+
+/// The rows of a cross-entropy: their targets, and the log-sum-exp that the gradient is made of.
+private struct Likelihood {
+    private let rows: Int
+    private let classes: Int
+    private let labels: Tensor
+    private let logSumExp: Tensor
+    private let divisor: Float
+
+    /// Errors: `dtype`, `shape` and `index` of the targets of logits [..., classes].
+    init(
+        _ logits: [Int], _ targets: Tensor, _ ignoreIndex: Int64?, _ reduction: Reduction, _ operation: StaticString
+    ) throws(GAError) {
+        classes = logits[logits.count - 1]
+        try targets.requireIndices(operation, "targets")
+        try targets.require(shape: Array(logits.dropLast()), operation, "targets")
+        rows = targets.elementCount
+        labels = try targets.indices(below: classes, ignoring: ignoreIndex, operation, "targets")
+        logSumExp = try Tensor(uninitialized: [rows], for: operation)
+        let counted = UnsafeBufferPointer(start: labels.address.assumingMemoryBound(to: Int64.self), count: rows)
+            .count { $0 >= 0 }
+        divisor = reduction == .mean ? Float(max(counted, 1)) : 1
+    }
+
+    private var label: UnsafeMutablePointer<Int64> { labels.address.assumingMemoryBound(to: Int64.self) }
+    private var rowsPerTile: Int { max(1, 16384 / max(classes, 1)) }
+
+    /// The loss as a scalar, added up in double.
+    func loss(_ logits: UnsafeMutablePointer<Float>) throws(GAError) -> Tensor {
+        try Runtime.parallel(count: rows, grain: rowsPerTile) { first, count in
+            Runtime.kernels.log_sum_exp(
+                logSumExp.floats + first, logits + first * classes, Int64(count), Int64(classes))
+        }
+        var total = 0.0
+        for row in 0..<rows where label[row] >= 0 {
+            total += Double(logSumExp.floats[row]) - Double(logits[row * classes + Int(label[row])])
+        }
+        return try Tensor(loss: total / Double(divisor))
+    }
+
+    /// dx (+)= the gradient of the logits; dx may be the logits. A seed equal to a mean's divisor gives exactly the sum's.
+    func gradient(
+        _ dx: UnsafeMutablePointer<Float>, _ logits: UnsafeMutablePointer<Float>, seed: Float, _ accumulate: Int32
+    ) throws(GAError) {
+        try Runtime.parallel(count: rows, grain: rowsPerTile) { first, count in
+            Runtime.kernels.cross_entropy_gradient(
+                dx + first * classes, logits + first * classes, logSumExp.floats + first, label + first, seed / divisor,
+                Int64(count), Int64(classes), accumulate)
+        }
     }
 }

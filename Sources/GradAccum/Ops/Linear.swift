@@ -3,18 +3,9 @@ import CShims
 extension Tensor {
     /// This tensor [..., in] times the transpose of `weight` [out, in], plus `bias` [out]: [..., out].
     public func linear(_ weight: Tensor, _ bias: Tensor? = nil) throws(GAError) -> Tensor {
-        try require(.float32, "linear", "x")
-        try weight.require(.float32, "linear", "weight")
-        try require(rank: 1, "linear", "x")
-        guard weight.rank == 2 && weight.shape[1] == shape[rank - 1] else {
-            throw GAError(
-                .shape, "linear: weight has shape \(weight.shape), and [out, \(shape[rank - 1])] is needed for x \(shape)")
-        }
-        if let bias {
-            try bias.require(.float32, "linear", "bias")
-            try bias.require(shape: [weight.shape[0]], "linear", "bias")
-        }
-        let layer = LinearLayer(x: shape, out: weight.shape[0])
+        let layer = try LinearLayer(self, weight, "linear")
+        try bias?.require(.float32, "linear", "bias")
+        try bias?.require(shape: [layer.n], "linear", "bias")
         let out = try Tensor(uninitialized: Array(shape.dropLast()) + [layer.n], for: "linear")
         let x = try packedData()
         let w = try weight.packedData()
@@ -44,18 +35,25 @@ extension Tensor {
 /// Where a sample has many rows, one product per sample: no product spans two samples, so that none depends on how many
 /// are computed together, and the weight gradient is a chain of products in sample order. Where it has few, chains of
 /// single multiply-adds over all rows.
-private struct LinearLayer {
+struct LinearLayer {
     let samples: Int
     let rows: Int
     let n: Int
     let k: Int
 
-    init(x shape: [Int], out: Int) {
-        let rank = shape.count
-        samples = rank < 2 ? 1 : shape[0]
-        rows = rank < 3 ? 1 : shape[1..<(rank - 1)].reduce(1, *)
-        k = shape[rank - 1]
-        n = out
+    /// Errors: `dtype` and `shape` of x [..., in] and weight [out, in].
+    init(_ x: Tensor, _ weight: Tensor, _ operation: StaticString) throws(GAError) {
+        try x.require(.float32, operation, "x")
+        try weight.require(.float32, operation, "weight")
+        try x.require(rank: 1, operation, "x")
+        k = x.shape[x.rank - 1]
+        guard weight.rank == 2 && weight.shape[1] == k else {
+            throw GAError(
+                .shape, "\(operation): weight has shape \(weight.shape), and [out, \(k)] is needed for x \(x.shape)")
+        }
+        n = weight.shape[0]
+        samples = x.rank < 2 ? 1 : x.shape[0]
+        rows = x.rank < 3 ? 1 : x.shape[1..<(x.rank - 1)].reduce(1, *)
     }
 
     private var hasFewRows: Bool { rows < MatrixProduct.fewRows }

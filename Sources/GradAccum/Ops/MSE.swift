@@ -8,7 +8,6 @@ extension Tensor {
         try target.require(shape: shape, "mse", "target")
         let a = try packedData()
         let b = try target.packedData()
-        let out = try Tensor(uninitialized: [], for: "mse")
         let samples = rank == 0 ? 1 : shape[0]
         let perSample = samples == 0 ? 0 : elementCount / samples
         let divisor = reduction == .mean ? Float(max(elementCount, 1)) : 1
@@ -17,7 +16,7 @@ extension Tensor {
             total += Runtime.kernels.squared_error(
                 a.floats + sample * perSample, b.floats + sample * perSample, Int64(perSample))
         }
-        out.setLoss(total / Double(divisor))
+        let out = try Tensor(loss: total / Double(divisor))
         let node = Node("mse", [self, target], out, isMean: reduction == .mean) { dy, gradients throws(GAError) in
             let scale = 2 * (dy.floats[0] / divisor)
             for (input, (x, y)) in [(a, b), (b, a)].enumerated() {

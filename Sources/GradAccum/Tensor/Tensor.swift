@@ -71,6 +71,13 @@ public final class Tensor {
         try self.init(copying: values, .int64, shape: shape)
     }
 
+    /// A scalar that remembers its value in double.
+    convenience init(loss value: Double) throws(GAError) {
+        try self.init(uninitialized: [], for: "loss")
+        floats[0] = Float(value)
+        unroundedLoss = value
+    }
+
     private convenience init<Element: BitwiseCopyable>(
         copying values: [Element], _ dtype: DType, shape: [Int]
     ) throws(GAError) {
