@@ -29,7 +29,7 @@ deps:
 
 examples: library $(EXAMPLES)
 
-build/examples/%: examples/c/%.c $(wildcard examples/c/*.h) include/gradaccum.h $(LIBRARY)
+build/examples/%: examples/c/%.c $(wildcard examples/c/*.h) include/gradaccum.h | library
 	@mkdir -p build/examples
 	$(CC) -std=c99 -O2 -Wall -Wextra -pedantic -Iinclude $< -o $@ -Lbuild/lib -lgradaccum -lm -Wl,-rpath,'$$ORIGIN/../lib'
 

@@ -54,8 +54,10 @@
  * Caveats
  * - Law 1 holds per instruction set. Another CPU generation may round a matrix product differently.
  * - It needs the sample axis in front. A transpose that moves it, and an operation that mixes samples,
- *   are outside of it; so is a computation on a parameter other than a view (reshape, transpose, slice)
- *   that happens before the parameter meets samples.
+ *   are outside of it; so is a computation on a parameter other than a view (transpose, slice, a reshape that
+ *   needs no copy) that happens before the parameter meets samples.
+ * - It is for losses that are sums. A mean is multiplied by its weight at the start of backward, where a
+ *   micro-batch's own rounding comes in. It also leaves out gradients that the caller computes.
  * - A parameter that is used at several places of one graph has an accumulator per place, told apart by
  *   their order in the forward pass, so each micro-batch should build the graph in the same order.
  * - Everything is computed with denormals flushed to zero and in the default rounding mode, callbacks
@@ -126,7 +128,10 @@ ga_status ga_num_threads(int32_t *out);
  */
 ga_status ga_instruction_set(const char **out);
 
-/* Returns size_bytes bytes at a multiple of alignment, or NULL; it may be called from any thread. */
+/*
+ * Returns size_bytes bytes at a multiple of alignment, or NULL; it may be called from any thread. Memory that is
+ * not aligned is given back at once, and the call that needed it is GA_ERROR_UNSUPPORTED.
+ */
 typedef void *(*ga_allocate_fn)(size_t size_bytes, size_t alignment, void *user);
 typedef void (*ga_release_fn)(void *memory, size_t size_bytes, void *user);
 
@@ -329,7 +334,8 @@ ga_status ga_recording(int32_t *out);
 
 /*
  * Writes the gradient of the scalar loss with respect to each of the count leaves inputs to out, as new
- * tensors; zeros where the loss does not depend on one. It touches no accumulator. The graph is used up.
+ * tensors; zeros where the loss does not depend on one. It touches no accumulator. The graph is used up, also
+ * where backward fails half-way.
  */
 ga_status ga_gradients(ga_tensor **out, const ga_tensor *loss, ga_tensor *const *inputs, int64_t count);
 
@@ -347,7 +353,10 @@ typedef struct ga_sgd_options {
 } ga_sgd_options;
 #define GA_SGD_OPTIONS_INIT { sizeof(ga_sgd_options), 0, 1e-3, 0.0, 0.0 }
 
-/* Adam (Kingma and Ba, arXiv 1412.6980), as torch.optim.Adam: weight decay is added to the gradient. */
+/*
+ * Adam (Kingma and Ba, arXiv 1412.6980), as torch.optim.Adam: weight decay is added to the gradient. Bias
+ * correction counts the optimizer's updates, also for a parameter that gets its first gradient late.
+ */
 typedef struct ga_adam_options {
     uint32_t struct_size;
     uint32_t reserved;
@@ -407,7 +416,7 @@ void ga_accumulator_free(ga_accumulator *accumulator);
 
 /*
  * Runs backward from the scalar loss and adds the gradients to the window, in place.
- * weight: the samples or tokens that the loss stands for, finite and at least 0. The loss is their sum; where
+ * weight: the samples or tokens that the loss stands for: 0, or in 1e-30 ... 1e30 with its window. The loss is their sum; where
  * the option says that it is their mean, it is multiplied by the weight first.
  * The graph is used up: a loss is accumulated once.
  * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a bad weight, for a loss that depends on no
@@ -433,7 +442,7 @@ ga_status ga_step_due(const ga_accumulator *accumulator, int32_t *out);
 
 /* Why a step did, or did not, change the parameters. */
 #define GA_STEP_APPLIED 0
-#define GA_STEP_SKIPPED_NON_FINITE 1 /* a gradient held a NaN or infinity: nothing was changed             */
+#define GA_STEP_SKIPPED_NON_FINITE 1 /* a gradient held a NaN or infinity, or their mean is beyond float32  */
 #define GA_STEP_SKIPPED_ZERO_WEIGHT 2 /* the total weight was 0: nothing was changed                       */
 
 typedef struct ga_report {

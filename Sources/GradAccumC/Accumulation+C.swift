@@ -24,7 +24,7 @@ public func ga_accumulator_create(
 
 @_cdecl("ga_accumulator_free") @implementation
 public func ga_accumulator_free(_ accumulator: OpaquePointer!) {
-    if let accumulator { _ = HandleTable.shared.remove(accumulator, .accumulator) }
+    freeHandle(accumulator, .accumulator)
 }
 
 @_cdecl("ga_accumulate") @implementation

@@ -19,6 +19,14 @@ func guarded(_ body: () throws(GAError) -> Void) -> ga_status {
     }
 }
 
+/// Forgets a handle, if it is one; its object goes in the library's floating-point mode, as do the caller's callbacks.
+func freeHandle(_ handle: OpaquePointer?, _ kind: HandleKind) {
+    guard let handle else { return }
+    let mode = shims_enter_compute()
+    defer { shims_leave_compute(mode) }
+    _ = HandleTable.shared.remove(handle, kind)
+}
+
 /// Runs a body that makes a tensor, and hands a handle for it to the caller and to the open scope.
 func making(
     _ out: UnsafeMutablePointer<OpaquePointer?>?, _ body: () throws(GAError) -> Tensor
@@ -31,7 +39,7 @@ func making(
 
 func handle(of tensor: Tensor) throws(GAError) -> OpaquePointer {
     let handle = try HandleTable.shared.insert(tensor, .tensor)
-    Scope.current?.tensors.append(handle)
+    Scope.current?.add(handle)
     return handle
 }
 

@@ -63,7 +63,7 @@ public func ga_adamw_create(
 
 @_cdecl("ga_optimizer_free") @implementation
 public func ga_optimizer_free(_ optimizer: OpaquePointer!) {
-    if let optimizer { _ = HandleTable.shared.remove(optimizer, .optimizer) }
+    freeHandle(optimizer, .optimizer)
 }
 
 @_cdecl("ga_optimizer_set_learning_rate") @implementation

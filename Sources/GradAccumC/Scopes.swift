@@ -3,12 +3,22 @@ import GradAccum
 
 /// The tensors made on a thread since it was opened.
 final class Scope {
-    var tensors: [OpaquePointer] = []
-    let outer: Scope?
+    private var tensors: [OpaquePointer] = []
+    private var compactAt = 256
+    private let outer: Scope?
 
     private static let slot = Int32(SHIMS_SLOT_SCOPE)
 
     private init(inside outer: Scope?) { self.outer = outer }
+
+    /// Adds a handle; those that were freed meanwhile are forgotten now and then, so that the list stays as long as needed.
+    func add(_ tensor: OpaquePointer) {
+        if tensors.count >= compactAt {
+            tensors.removeAll { HandleTable.shared.find($0, .tensor) == nil }
+            compactAt = max(256, 2 * tensors.count)
+        }
+        tensors.append(tensor)
+    }
 
     /// The innermost open scope of this thread, which its thread slot does not own: its handle does.
     static var current: Scope? {
@@ -33,7 +43,7 @@ final class Scope {
         shims_set_thread_slot(slot, scope.outer.map { Unmanaged.passUnretained($0).toOpaque() })
         for tensor in scope.tensors {
             if keep.contains(tensor) {
-                scope.outer?.tensors.append(tensor)
+                scope.outer?.add(tensor)
             } else {
                 _ = HandleTable.shared.remove(tensor, .tensor)
             }

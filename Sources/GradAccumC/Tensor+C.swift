@@ -1,5 +1,4 @@
 import CGradAccum
-import CShims
 import GradAccum
 
 /// The shape that C passes as rank and sizes. Errors: `invalidArgument`, or `unsupported` for a device.
@@ -60,7 +59,7 @@ public func ga_tensor_wrap(
 
 @_cdecl("ga_tensor_free") @implementation
 public func ga_tensor_free(_ tensor: OpaquePointer!) {
-    if let tensor { _ = HandleTable.shared.remove(tensor, .tensor) }
+    freeHandle(tensor, .tensor)
 }
 
 @_cdecl("ga_tensor_copy_in") @implementation

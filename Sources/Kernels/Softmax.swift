@@ -48,9 +48,10 @@ func softmaxGradient(
     }
 }
 
-/// The logarithm of the sum over a row of `exp(x)`, the largest taken out first.
+/// The logarithm of the sum over a row of `exp(x)` in two parts: the largest x, and what the others add to it.
 func logSumExp(
-    _ logSumExp: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, _ rows: Int64, _ cols: Int64
+    _ maximum: UnsafeMutablePointer<Float>, _ logSum: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>,
+    _ rows: Int64, _ cols: Int64
 ) {
     let cols = Int(cols)
     for row in 0..<Int(rows) {
@@ -60,15 +61,17 @@ func logSumExp(
         let largest = largestOf(cols, element)
         @inline(always)
         func power(_ lanes: Lanes) -> Vector { exponential(load(x, lanes) - largest) }
-        logSumExp[row] = Float(Double(largest) + logarithm(sumOf(cols, power)))
+        maximum[row] = largest
+        logSum[row] = Float(logarithm(sumOf(cols, power)))
     }
 }
 
-/// `dx[r][c] (+)= scale * (exp(x[r][c] - logSumExp[r]) - (c == targets[r]))`; a row with a negative target
-/// has no gradient.
+/// `dx[r][c] (+)= scale * (exp(x[r][c] - maximum[r] - logSum[r]) - (c == targets[r]))`; a row with a negative
+/// target has no gradient.
 func crossEntropyGradient(
-    _ dx: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, _ logSumExp: UnsafePointer<Float>,
-    _ targets: UnsafePointer<Int64>, _ scale: Float, _ rows: Int64, _ cols: Int64, _ accumulate: Int32
+    _ dx: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, _ maximum: UnsafePointer<Float>,
+    _ logSum: UnsafePointer<Float>, _ targets: UnsafePointer<Int64>, _ scale: Float, _ rows: Int64, _ cols: Int64,
+    _ accumulate: Int32
 ) {
     let cols = Int(cols)
     let factor = Vector(repeating: scale)
@@ -76,18 +79,19 @@ func crossEntropyGradient(
     for row in 0..<Int(rows) {
         let (x, dx) = (x + row &* cols, dx + row &* cols)
         let target = Int(targets[row])
-        let rowLogSumExp = logSumExp[row]
+        let largest = maximum[row]
+        let logSum = logSum[row]
         guard target >= 0 else {
             if !accumulate { fill(dx, 0, Int64(cols)) }
             continue
         }
         let before = Vector(repeating: accumulate ? dx[target] : 0)
         // Read before the loop writes, as dx may be x.
-        let probability = exponential(Vector(repeating: x[target] - rowLogSumExp))
+        let probability = exponential(Vector(repeating: (x[target] - largest) - logSum))
         @inline(always)
         func addProbability(_ lanes: Lanes) {
             emitProduct(
-                exponential(load(x, lanes) - rowLogSumExp), factor, dx, lanes, accumulate: accumulate)
+                exponential((load(x, lanes) - largest) - logSum), factor, dx, lanes, accumulate: accumulate)
         }
         forEachLanes(to: cols, addProbability)
         dx[target] = multiplyAdd(probability - 1, factor, before)[0]

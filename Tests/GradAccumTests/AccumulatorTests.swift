@@ -43,6 +43,66 @@ final class AccumulatorTests: XCTestCase {
         assertThrows(.state, naming: "empty") { _ = try accumulator.step() }
     }
 
+    func testANumberMadeOfAMeanIsStillAMean() throws {
+        let p = try parameter([1, 2])
+        let accumulator = try Accumulator(Optimizer([p], SGD()))
+        let steps = try Tensor([4], shape: [])
+        assertThrows(.state, naming: "mean") { try accumulator.accumulate(try (p * p).mean() / steps, weight: 2) }
+        // A mean within a sample is no mean over samples.
+        let x = try Tensor([1, 2, 3, 4], shape: [1, 2, 2])
+        try accumulator.accumulate(try (x * p).mean([1, 2]).sum(), weight: 1)
+    }
+
+    func testAMeanGradientBeyondFloat32IsASkip() throws {
+        let p = try parameter([1])
+        let accumulator = try Accumulator(Optimizer([p], SGD(learningRate: 1)))
+        try accumulator.accumulate(try loss(p, [1e30]), weight: 1e-20)
+        XCTAssertEqual(try accumulator.step().outcome, .skippedNonFinite)
+        XCTAssertEqual(try p.values(), [1])
+        for weight in [1e-40, 1e39] {
+            assertThrows(.overflow, naming: "weight") { try accumulator.accumulate(try self.loss(p, [1]), weight: weight) }
+        }
+    }
+
+    func testALeafThatGaveUpItsGradientTakesNoPart() throws {
+        let q = try Tensor([1, 2, 3], shape: [1, 1, 3])
+        try q.setRequiresGrad(true)
+        let p = try parameter([5])
+        let accumulator = try Accumulator(Optimizer([p], SGD()))
+        let loss = try q.causalAttention(q, q, heads: 1).sum() * p
+        try q.setRequiresGrad(false)
+        try accumulator.accumulate(loss, weight: 1)
+        XCTAssertEqual(try accumulator.accumulatedGradient(0).values(), [6])
+        try q.setRequiresGrad(true)
+        let alone = try (q * q).sum()
+        try q.setRequiresGrad(false)
+        assertThrows(.invalidArgument, naming: "depends on no parameter") { try accumulator.accumulate(alone, weight: 1) }
+    }
+
+    func testACallbackCannotEndTheWindowOfAnOpenMicroBatch() throws {
+        let p = try parameter([1, 2])
+        let accumulator = try Accumulator(Optimizer([p], SGD()))
+        let memory = UnsafeMutablePointer<Float>.allocate(capacity: 2)
+        memory.initialize(repeating: 3, count: 2)
+        nonisolated(unsafe) var refused = 0
+        var x: Tensor? = try Tensor(wrapping: memory, .float32, shape: [2]) {
+            memory.deallocate()
+            do { try accumulator.zero() } catch { refused += 1 }
+            do { _ = try accumulator.step() } catch { refused += 1 }
+        }
+        let loss = try (x! * p).sum()
+        x = nil
+        try accumulator.accumulate(loss, weight: 1)
+        XCTAssertEqual(refused, 2)
+        XCTAssertEqual(try accumulator.accumulatedGradient(0).values(), [3, 3])
+    }
+
+    func testAViewMadeWithoutRecordingHasNoGradient() throws {
+        let p = try parameter([1, 2, 3])
+        XCTAssertFalse(try Recording.off { () throws(GAError) in try p.sliced(axis: 0, 0..<2) }.requiresGrad)
+        XCTAssertTrue(try p.sliced(axis: 0, 0..<2).requiresGrad)
+    }
+
     func testClippingUsesTheGlobalNormOfTheMeanGradient() throws {
         let a = try parameter([0])
         let b = try parameter([0])
@@ -60,7 +120,7 @@ final class AccumulatorTests: XCTestCase {
         let accumulator = try Accumulator(Optimizer([p], SGD(learningRate: 1)), .init(accumulationSteps: 2))
         try accumulator.accumulate(try loss(p, [5]), weight: 1)
         XCTAssertFalse(accumulator.isStepDue)
-        accumulator.zero()
+        try accumulator.zero()
         XCTAssertEqual(try accumulator.accumulatedGradient(0).values(), [0])
         try accumulator.accumulate(try loss(p, [1]), weight: 1)
         try accumulator.accumulate(try loss(p, [1]), weight: 1)
@@ -133,8 +193,10 @@ final class AccumulatorTests: XCTestCase {
         let p = try parameter([1, 2, 3, 4])
         let optimizer = try Optimizer([p], SGD())
         assertThrows(.state, naming: "another optimizer") { _ = try Optimizer([p], SGD()) }
+        assertThrows(.state, naming: "another optimizer") { _ = try Optimizer([p.detached()], SGD()) }
+        let memory = try Tensor.zeros([4])
         assertThrows(.invalidArgument, naming: "parameters[1]") {
-            _ = try Optimizer([p.detached(), p.detached()], SGD())
+            _ = try Optimizer([memory.detached(), memory.detached()], SGD())
         }
         let accumulator = try Accumulator(optimizer)
         assertThrows(.state, naming: "accumulator") { _ = try Accumulator(optimizer) }

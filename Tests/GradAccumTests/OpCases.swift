@@ -51,6 +51,14 @@ struct OpCase: Sendable {
         OpCase("add, bias of the last axis", [.sample(7, 5, 9), .parameter(9)]) { try $0[0] + $0[1] },
         OpCase("add, parameter of a sample's shape", [.sample(7, 5, 9), .parameter(5, 9)]) { try $0[1] + $0[0] },
         OpCase("add, scalar parameter", [.sample(7, 5), .parameter()]) { try $0[0] + $0[1] },
+        OpCase("add, leading ones", [.sample(7, 5, 9), .parameter(1, 1, 9)]) { try $0[0] + $0[1] },
+        OpCase("multiply, leading one", [.sample(7, 5, 9), .parameter(1, 5, 9)]) { try $0[0] * $0[1] },
+        OpCase("multiply, ones around", [.sample(7, 3, 5, 9), .parameter(1, 3, 1, 9)]) { try $0[1] * $0[0] },
+        OpCase("divide, all ones", [.sample(7, 5, 9), .parameter(1, 1, 1, in: 1...2)]) { try $0[0] / $0[1] },
+        OpCase("matmul, leading one", [.sample(7, 20, 9), .parameter(1, 9, 11)]) { try matmul($0[0], $0[1]) },
+        OpCase("relu, whose zeros have a sign", [.sample(7, 5, 9), .parameter(1, 5, 9)], isSmooth: false) {
+            try $0[0].relu() * $0[1]
+        },
         OpCase("subtract", [.sample(7, 5, 9), .parameter(5, 1)]) { try $0[0] - $0[1] },
         OpCase("subtract from a parameter", [.sample(7, 33), .parameter(33)]) { try $0[1] - $0[0] },
         OpCase("multiply", [.sample(7, 5, 9), .parameter(9)]) { try $0[0] * $0[1] },

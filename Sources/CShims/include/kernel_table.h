@@ -95,14 +95,16 @@ typedef struct shims_kernel_table {
     /* dx (+)= y * (dy - sum(dy * y)) */
     void (*_Nonnull softmax_gradient)(float *_Nonnull dx, const float *_Nonnull dy, const float *_Nonnull y,
                                       int64_t rows, int64_t cols, int32_t accumulate);
-    /* log_sum_exp[r] = log of the sum over c of exp(x[r][c]), the maximum taken out first. */
-    void (*_Nonnull log_sum_exp)(float *_Nonnull log_sum_exp, const float *_Nonnull x, int64_t rows,
-                                 int64_t cols);
-    /* dx[r][c] (+)= scale * (exp(x[r][c] - log_sum_exp[r]) - (c == target[r])); a negative target: 0.
+    /* maximum[r] = the largest x[r][c], and log_sum[r] = log of the sum over c of exp(x[r][c] - maximum[r]): kept
+     * apart, as their sum would lose the digits of small differences between large numbers. */
+    void (*_Nonnull log_sum_exp)(float *_Nonnull maximum, float *_Nonnull log_sum, const float *_Nonnull x,
+                                 int64_t rows, int64_t cols);
+    /* dx[r][c] (+)= scale * (exp(x[r][c] - maximum[r] - log_sum[r]) - (c == target[r])); a negative target: 0.
      * dx may be x. */
     void (*_Nonnull cross_entropy_gradient)(float *_Nonnull dx, const float *_Nonnull x,
-                                            const float *_Nonnull log_sum_exp, const int64_t *_Nonnull targets,
-                                            float scale, int64_t rows, int64_t cols, int32_t accumulate);
+                                            const float *_Nonnull maximum, const float *_Nonnull log_sum,
+                                            const int64_t *_Nonnull targets, float scale, int64_t rows,
+                                            int64_t cols, int32_t accumulate);
 
     /* --- causal attention, one block of rows of one head ------------------------------------------------ */
     /* In place: row r of s [rows, cols, ld] holds raw scores; columns up to first_row + r become

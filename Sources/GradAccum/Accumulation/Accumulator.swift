@@ -27,6 +27,8 @@ public final class Accumulator {
         var loss = 0.0
         /// A micro-batch failed half-way, so the sums are no longer those of whole micro-batches.
         var isBroken = false
+        /// A micro-batch is being added: a callback of the caller must not come in between.
+        var isOpen = false
     }
 
     public let optimizer: Optimizer
@@ -64,17 +66,20 @@ public final class Accumulator {
     ///   after `outOfMemory` in the middle, which breaks it until ``zero()``.
     public func accumulate(_ loss: Tensor, weight: Double) throws(GAError) {
         try requireIntact("accumulate")
-        try requireLoss(loss)
+        try requireLoss(loss, "accumulate")
         let value = loss.unroundedLoss ?? Double(loss.floats[0])
         try require(loss: value, weight: weight, "accumulate")
-        if options.lossReduction == .sum, loss.root.node?.isMean == true {
+        if options.lossReduction == .sum && loss.isMean {
             throw GAError(
                 .state,
                 "accumulate: loss is a mean, but the window adds up sums: use the sum reduction, or create the "
                     + "accumulator with loss_reduction mean")
         }
         let graph = try Graph(of: loss, into: self)
+        guard graph.hasLeaves else { throw dependsOnNothing("accumulate") }
         window.isBroken = true
+        window.isOpen = true
+        defer { window.isOpen = false }
         try graph.backward(seed: options.lossReduction == .mean ? Float(weight) : 1, into: self)
         window.isBroken = false
         count(loss: value, weight: weight)
@@ -123,8 +128,12 @@ public final class Accumulator {
         guard weight.isFinite && weight >= 0 else {
             throw GAError(.invalidArgument, "\(operation): weight is \(weight): it must be finite and at least 0")
         }
-        guard (window.weight + weight).isFinite else {
-            throw GAError(.overflow, "\(operation): weight \(weight) makes the window's total weight infinite")
+        guard weight == 0 || Accumulator.weights.contains(weight), window.weight + weight <= Accumulator.weights.upperBound
+        else {
+            throw GAError(
+                .overflow,
+                "\(operation): weight is \(weight), in a window of \(window.weight): gradients of float32 can be divided by "
+                    + "\(Accumulator.weights.lowerBound) ... \(Accumulator.weights.upperBound)")
         }
         guard loss.isFinite else {
             throw GAError(
@@ -134,10 +143,20 @@ public final class Accumulator {
         }
     }
 
+    /// Weights whose inverse float32 holds with room for a gradient.
+    private static let weights = 1e-30...1e30
+
     private func requireIntact(_ operation: StaticString) throws(GAError) {
+        try requireClosed(operation)
         guard !window.isBroken else {
             throw GAError(
                 .state, "\(operation): an earlier accumulate failed half-way, out of memory: drop the window with zero")
+        }
+    }
+
+    private func requireClosed(_ operation: StaticString) throws(GAError) {
+        guard !window.isOpen else {
+            throw GAError(.state, "\(operation): this accumulator is in the middle of an accumulate: call it afterwards")
         }
     }
 
@@ -157,16 +176,16 @@ public final class Accumulator {
         var report = WindowReport(
             microBatches: window.microBatches, weight: window.weight,
             loss: window.weight > 0 ? window.loss / window.weight : 0, learningRate: optimizer.learningRate)
-        defer { zero() }
+        defer { drop() }
         report.outcome = window.weight > 0 ? .applied : .skippedZeroWeight
         if report.outcome == .applied {
             let (gradients, norm) = try fold()
             report.gradientNorm = norm / window.weight
-            if norm.isFinite {
-                if let limit = options.maxGradNorm {
-                    // The small constant is PyTorch's, in clip_grad_norm_.
-                    report.clipFactor = min(1, limit / (report.gradientNorm + 1e-6))
-                }
+            if let limit = options.maxGradNorm, norm.isFinite {
+                // The small constant is PyTorch's, in clip_grad_norm_.
+                report.clipFactor = min(1, limit / (report.gradientNorm + 1e-6))
+            }
+            if Float(report.gradientNorm * report.clipFactor).isFinite {
                 try optimizer.apply(gradients, scale: Float(report.clipFactor / window.weight))
             } else {
                 report.outcome = .skippedNonFinite
@@ -177,7 +196,19 @@ public final class Accumulator {
     }
 
     /// Drops what was accumulated; parameters, optimizer state and counters stay as they are.
-    public func zero() {
+    /// Errors: `state` from within an accumulate, which only a callback of the caller can be.
+    public func zero() throws(GAError) {
+        try requireClosed("zero")
+        drop()
+    }
+
+    /// Empties the window, and frees accumulators of places that it did not use.
+    private func drop() {
+        if window.microBatches > 0 {
+            for index in places.indices {
+                while places[index].count > 1, places[index].last!.isEmpty { places[index].removeLast() }
+            }
+        }
         window = Window()
         for buffers in places { for buffer in buffers { buffer.isEmpty = true } }
     }

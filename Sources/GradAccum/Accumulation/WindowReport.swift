@@ -2,7 +2,7 @@
 public struct WindowReport: Sendable, Equatable {
     public enum Outcome: Int32, CaseIterable, Sendable {
         case applied = 0
-        /// A gradient held a NaN or an infinity: nothing was changed.
+        /// A gradient held a NaN or an infinity, or their mean is beyond float32: nothing was changed.
         case skippedNonFinite = 1
         /// The total weight was 0: nothing was changed.
         case skippedZeroWeight = 2

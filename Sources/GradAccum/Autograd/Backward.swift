@@ -3,6 +3,8 @@ import CShims
 /// The recorded operations that a loss depends on, from the last to the first.
 struct Graph {
     private var nodes: [Node] = []
+    /// Whether the loss depends on any leaf.
+    private(set) var hasLeaves = false
 
     /// Finds the graph and prepares `sink` for its leaves; nothing is added yet.
     ///
@@ -27,14 +29,19 @@ struct Graph {
         var uses: [ObjectIdentifier: Int] = [:]
         var leaves: [Tensor] = []
         for node in nodes.reversed() {
-            for (index, input) in node.inputs.enumerated() where input.isGradientLeaf {
-                let leaf = input.root
-                let place = uses[ObjectIdentifier(leaf), default: 0]
-                if place == 0 { leaves.append(leaf) }
-                node.places[index] = place
-                uses[ObjectIdentifier(leaf)] = place + 1
+            for (index, input) in node.inputs.enumerated() {
+                let root = input.root
+                guard root.isGradientLeaf else {
+                    node.routes[index] = root.node == nil ? .nowhere : .node
+                    continue
+                }
+                let place = uses[ObjectIdentifier(root), default: 0]
+                if place == 0 { leaves.append(root) }
+                node.routes[index] = .leaf(place: place)
+                uses[ObjectIdentifier(root)] = place + 1
             }
         }
+        hasLeaves = !leaves.isEmpty
         for leaf in leaves { try sink.prepare(leaf, places: uses[ObjectIdentifier(leaf)]!) }
     }
 
@@ -54,16 +61,19 @@ struct Graph {
 }
 
 /// Errors: `shape` or `dtype` unless the tensor is one float32 number that a gradient flows to.
-func requireLoss(_ loss: Tensor) throws(GAError) {
+func requireLoss(_ loss: Tensor, _ operation: StaticString) throws(GAError) {
     guard loss.elementCount == 1 else {
-        throw GAError(.shape, "loss has shape \(loss.shape): it must be one number; sum it first")
+        throw GAError(.shape, "\(operation): loss has shape \(loss.shape): it must be one number; sum it first")
     }
-    try loss.require(.float32, "accumulate", "loss")
-    guard loss.requiresGrad else {
-        throw GAError(
-            .invalidArgument,
-            "loss depends on no parameter: was it computed with recording on, from tensors that require a gradient?")
-    }
+    try loss.require(.float32, operation, "loss")
+    guard loss.requiresGrad else { throw dependsOnNothing(operation) }
+}
+
+func dependsOnNothing(_ operation: StaticString) -> GAError {
+    GAError(
+        .invalidArgument,
+        "\(operation): loss depends on no parameter: was it computed with recording on, from tensors that require a "
+            + "gradient?")
 }
 
 /// Gradients of leaves as new tensors, beside any accumulator.
@@ -100,14 +110,16 @@ func sum(of places: [GradientBuffer], shape: [Int]) throws(GAError) -> Tensor {
 extension Tensor {
     /// The gradients of this scalar with respect to leaves, as new tensors; the graph is used up.
     public func gradients(of inputs: [Tensor]) throws(GAError) -> [Tensor] {
-        try requireLoss(self)
+        try requireLoss(self, "gradients")
         for input in inputs {
             guard input.isGradientLeaf && input.root === input else {
                 throw GAError(.invalidArgument, "gradients: \(input.label) in inputs is not a leaf that requires a gradient")
             }
         }
         let sink = FreshGradients()
-        try Graph(of: self, into: sink).backward(seed: 1, into: sink)
+        let graph = try Graph(of: self, into: sink)
+        guard graph.hasLeaves else { throw dependsOnNothing("gradients") }
+        try graph.backward(seed: 1, into: sink)
         var result: [Tensor] = []
         for input in inputs { result.append(try sink.total(of: input)) }
         return result

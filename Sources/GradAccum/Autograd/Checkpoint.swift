@@ -1,5 +1,3 @@
-import CShims
-
 /// Runs `block` on `inputs` without keeping its activations: backward runs it again (Chen et al., arXiv 1604.06174).
 ///
 /// Results and gradients have the same bits as without. The block must compute the same each time, and may read parameters
@@ -15,7 +13,7 @@ public func checkpoint(
     let activations = sources.filter(\.isActivation)
     // Every use of a leaf is an input of its own, so that it has the place that it would have without a checkpoint.
     let recorded = activations + uses
-    let node = Node("checkpoint", recorded, out) { dy, gradients throws(GAError) in
+    return out.recorded("checkpoint", from: recorded) { dy, gradients throws(GAError) in
         let again = try Recording.on { () throws(GAError) in try BlockRun(sources, block) }
         guard again.result.shape == dy.shape, try again.leafUses().elementsEqual(uses, by: ===) else {
             throw GAError(.state, "checkpoint: the block has computed something else than in the forward pass")
@@ -24,7 +22,6 @@ public func checkpoint(
         try Graph(of: again.result, into: sink).backward(dy, into: sink)
         try sink.finish()
     }
-    return out.recorded(node, from: recorded)
 }
 
 /// The result of the block without its graph, and the leaves that it used.
@@ -110,9 +107,7 @@ private final class BlockSink: GradientSink {
     /// Gives originals that received nothing a gradient of zeros.
     func finish() throws(GAError) {
         for buffer in ofStandIns where buffer.isEmpty {
-            try elementwise(buffer.tensor.elementCount) { start, count in
-                Runtime.kernels.fill(buffer.tensor.floats + start, 0, Int64(count))
-            }
+            try fillZeros(buffer.tensor.floats, buffer.tensor.elementCount)
         }
     }
 }

@@ -24,22 +24,32 @@ protocol GradientSink: AnyObject {
     func buffer(of leaf: Tensor, place: Int) -> GradientBuffer
 }
 
+/// Where the gradient of one input of an operation goes, settled before a backward pass begins.
+enum GradientRoute: Equatable {
+    case nowhere
+    case node
+    case leaf(place: Int)
+}
+
 /// Where one operation's backward adds the gradients of its inputs.
 ///
 /// Destinations are contiguous in the shape of the input, and loaded first when something is there already. For a leaf
 /// this is its accumulator itself, so a kernel that adds sample after sample extends one chain over all micro-batches.
 struct Gradients {
     private let inputs: [Tensor]
-    private let places: [Int]
+    private let routes: [GradientRoute]
     private let sink: GradientSink
 
-    init(_ inputs: [Tensor], _ places: [Int], _ sink: GradientSink) {
+    init(_ inputs: [Tensor], _ routes: [GradientRoute], _ sink: GradientSink) {
         self.inputs = inputs
-        self.places = places
+        self.routes = routes
         self.sink = sink
     }
 
-    func needed(_ input: Int) -> Bool { inputs[input].requiresGrad }
+    func needed(_ input: Int) -> Bool { routes[input] != .nowhere }
+
+    /// Whether the gradient goes to a leaf, and so into a chain over all samples of a window.
+    func isLeaf(_ input: Int) -> Bool { if case .leaf = routes[input] { true } else { false } }
 
     /// Calls `body(destination, accumulate)` if the input needs a gradient. `zeroed`: the body adds to some elements only.
     func add(
@@ -69,10 +79,10 @@ struct Gradients {
     /// The gradient of a needed contiguous input as a buffer to add to: that of the leaf's place, if it is one.
     func buffer(of input: Int) throws(GAError) -> GradientBuffer {
         let x = inputs[input]
-        guard let node = x.root.node else { return sink.buffer(of: x.root, place: places[input]) }
+        if case .leaf(let place) = routes[input] { return sink.buffer(of: x.root, place: place) }
         let (_, accumulate) = try open(input, zeroed: false)
         let offset = x.offset - x.root.offset
-        let view = Tensor(node.gradient!.storage, .float32, x.shape, strides: x.strides, offset: offset)
+        let view = Tensor(x.root.node!.gradient!.storage, .float32, x.shape, strides: x.strides, offset: offset)
         return GradientBuffer(view, isEmpty: accumulate == 0)
     }
 
@@ -80,7 +90,7 @@ struct Gradients {
     func pass(_ gradient: Tensor, to input: Int) throws(GAError) {
         guard needed(input) else { return }
         let x = inputs[input]
-        if let node = x.node, node.gradient == nil {
+        if routes[input] == .node, let node = x.node, node.gradient == nil {
             node.gradient = Tensor(gradient.storage, .float32, x.shape, strides: x.strides, offset: gradient.offset)
             return
         }
@@ -98,7 +108,13 @@ struct Gradients {
         let isPartial = zeroed || x.elementCount != root.elementCount
         let whole: Tensor
         var isEmpty = false
-        if let node = root.node {
+        if case .leaf(let place) = routes[input] {
+            let buffer = sink.buffer(of: root, place: place)
+            isEmpty = buffer.isEmpty
+            buffer.isEmpty = false
+            whole = buffer.tensor
+        } else {
+            let node = root.node!
             if node.gradient == nil {
                 node.gradient = try Tensor(uninitialized: root.shape, for: "gradient")
                 isEmpty = true
@@ -106,17 +122,8 @@ struct Gradients {
                 try makeUnique(&node.gradient!)
             }
             whole = node.gradient!
-        } else {
-            let buffer = sink.buffer(of: root, place: places[input])
-            isEmpty = buffer.isEmpty
-            buffer.isEmpty = false
-            whole = buffer.tensor
         }
-        if isEmpty && isPartial {
-            try elementwise(whole.elementCount) { start, count in
-                Runtime.kernels.fill(whole.floats + start, 0, Int64(count))
-            }
-        }
+        if isEmpty && isPartial { try fillZeros(whole.floats, whole.elementCount) }
         return (whole.floats + (x.offset - root.offset), isEmpty && !isPartial ? 0 : 1)
     }
 
@@ -135,4 +142,8 @@ struct Gradients {
 /// Runs `body(start, count)` over elements that are computed one by one.
 func elementwise(_ count: Int, _ body: (Int, Int) throws(GAError) -> Void) throws(GAError) {
     try Runtime.parallel(count: count, grain: 16384, body)
+}
+
+func fillZeros(_ out: UnsafeMutablePointer<Float>, _ count: Int) throws(GAError) {
+    try elementwise(count) { start, size in Runtime.kernels.fill(out + start, 0, Int64(size)) }
 }

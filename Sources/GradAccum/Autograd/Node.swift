@@ -19,8 +19,8 @@ final class Node {
 
     /// The gradient of the output, while a backward pass adds to it.
     var gradient: Tensor?
-    /// For an input that is a leaf: which of the leaf's places in the graph this is.
-    var places: [Int]
+    /// Where the gradient of each input goes: to a leaf's place of this number, to a node, or nowhere.
+    var routes: [GradientRoute]
     /// The backward pass that found this node last.
     var pass: UInt64 = 0
 
@@ -38,7 +38,7 @@ final class Node {
         shape = output.shape
         sequence = Node.nextNumber()
         versions = inputs.map(\.storage.version)
-        places = [Int](repeating: 0, count: inputs.count)
+        routes = [GradientRoute](repeating: .nowhere, count: inputs.count)
     }
 
     /// Errors: `state` if the node is used up or an input has been written to since it was read.
@@ -61,7 +61,9 @@ final class Node {
         defer { useUp() }
         guard let backward, let dy else { return }
         gradient = nil
-        try backward(dy, Gradients(inputs, places, sink))
+        // No element, no gradient; a destination that is not written to must not count as written.
+        guard dy.elementCount > 0 else { return }
+        try backward(dy, Gradients(inputs, routes, sink))
     }
 
     private func useUp() {

@@ -21,7 +21,7 @@ extension Tensor {
         try elementwise(elementCount) { start, count in
             Runtime.kernels.unary(op, out.floats + start, x.floats + start, Int64(count))
         }
-        let node = Node(name, [self], out) { dy, gradients throws(GAError) in
+        return out.recorded(name, from: [self]) { dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try elementwise(dy.elementCount) { start, count in
                     Runtime.kernels.unary_gradient(
@@ -29,6 +29,5 @@ extension Tensor {
                 }
             }
         }
-        return out.recorded(node, from: self)
     }
 }

@@ -21,11 +21,13 @@ private func binary(_ op: shims_binary, _ name: StaticString, _ a: Tensor, _ b: 
             op, out.floats + position, left.floats + offsetA, Int64(runs.innerA), right.floats + offsetB,
             Int64(runs.innerB), Int64(count))
     }
-    let node = Node(name, [a, b], out) { dy, gradients throws(GAError) in
+    return out.recorded(name, from: [a, b]) { dy, gradients throws(GAError) in
         for side in 0..<2 where gradients.needed(side) {
             let target = side == 0 ? a.shape : b.shape
             let isPlain = op == SHIMS_ADD || (op == SHIMS_SUBTRACT && side == 0)
-            if isPlain && target == shape {
+            // A leaf with a leading 1 meets one sample as it meets many: summed over the sample axis.
+            let isSummed = target != shape || (gradients.isLeaf(side) && shape.first == 1)
+            if isPlain && !isSummed {
                 try gradients.pass(dy, to: side)
                 continue
             }
@@ -36,18 +38,17 @@ private func binary(_ op: shims_binary, _ name: StaticString, _ a: Tensor, _ b: 
                         Int64(runs.innerA), right.floats + offsetB, Int64(runs.innerB), Int64(count), accumulate)
                 }
             }
-            if target == shape {
+            guard isSummed else {
                 try gradients.add(to: side, write)
                 continue
             }
             let full = isPlain ? dy : try Tensor(uninitialized: shape, for: name)
             if !isPlain { try write(full.floats, 0) }
             try gradients.add(to: side) { (out, accumulate) throws(GAError) in
-                try sum(full.floats, shape, into: out, shapedLike: target, accumulate)
+                try sum(full.floats, shape, into: out, shapedLike: target, bySample: gradients.isLeaf(side), accumulate)
             }
         }
     }
-    return out.recorded(node, from: a, b)
 }
 
 /// A walk over a broadcast shape in runs along which each operand advances by one or stands still.

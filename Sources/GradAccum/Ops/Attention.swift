@@ -30,13 +30,13 @@ extension Tensor {
         // The node must not hold its own output, or neither would ever be freed.
         let result = out.detached()
         let inputs = [self, k, v]
-        let isDirect = zip(inputs, operands).allSatisfy { $0 === $1 && $0.requiresGrad }
-        let node = Node("causal_attention", inputs, out) { dy, gradients throws(GAError) in
+        let inPlace = zip(inputs, operands).allSatisfy { $0 === $1 }
+        return out.recorded("causal_attention", from: inputs) { dy, gradients throws(GAError) in
             func run(_ dq: Heads, _ dk: Heads, _ dv: Heads) throws(GAError) {
                 try attention.backward(
                     dq, dk, dv, Heads(query), Heads(key), Heads(value), Heads(result), Heads(dy), logSumExp.floats)
             }
-            if isDirect {
+            if inPlace && (0..<3).allSatisfy(gradients.needed) {
                 let dq = Heads(try gradients.openStrided(0), query.strides)
                 let dk = Heads(try gradients.openStrided(1), key.strides)
                 let dv = Heads(try gradients.openStrided(2), value.strides)
@@ -47,7 +47,6 @@ extension Tensor {
             try run(Heads(scratch[0]), Heads(scratch[1]), Heads(scratch[2]))
             for input in 0..<3 { try gradients.pass(scratch[input], to: input) }
         }
-        return out.recorded(node, from: inputs)
     }
 }
 

@@ -28,10 +28,9 @@ extension Tensor {
                     out.address.assumingMemoryBound(to: UInt16.self) + start, wanted.format, wide, Int64(count))
             }
         }
-        let node = Node("cast", [self], out) { dy, gradients throws(GAError) in
+        return out.recorded("cast", from: [self]) { dy, gradients throws(GAError) in
             try gradients.pass(dy, to: 0)
         }
-        return out.recorded(node, from: self)
     }
 
     private func castIntegers(_ x: Tensor, _ out: Tensor) throws(GAError) {

@@ -19,12 +19,11 @@ extension Tensor {
         let logits = try packedData()
         let likelihood = try Likelihood(logits.shape, targets, ignoreIndex, reduction, "cross_entropy")
         let out = try likelihood.loss(logits.floats)
-        let node = Node("cross_entropy", [self], out, isMean: reduction == .mean) { dy, gradients throws(GAError) in
+        return out.recorded("cross_entropy", from: [self], isMean: reduction == .mean) { dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try likelihood.gradient(dx, logits.floats, seed: dy.floats[0], accumulate)
             }
         }
-        return out.recorded(node, from: self)
     }
 
     /// The cross-entropy of `targets` [...] under the logits that `weight` [classes, c] makes of these hidden states [..., c].
@@ -42,7 +41,7 @@ extension Tensor {
         let logits = try Tensor(uninitialized: Array(shape.dropLast()) + [layer.n], for: "linear_cross_entropy")
         try layer.forward(logits.floats, x.floats, w.floats, nil)
         let out = try likelihood.loss(logits.floats)
-        let node = Node("linear_cross_entropy", [self, weight], out, isMean: reduction == .mean) {
+        return out.recorded("linear_cross_entropy", from: [self, weight], isMean: reduction == .mean) {
             dy, gradients throws(GAError) in
             try likelihood.gradient(logits.floats, logits.floats, seed: dy.floats[0], 0)
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
@@ -52,16 +51,16 @@ extension Tensor {
                 try layer.weightGradient(dw, logits.floats, x.floats, accumulate)
             }
         }
-        return out.recorded(node, from: self, weight)
     }
 }
 
-/// The rows of a cross-entropy: their targets, and the log-sum-exp that the gradient is made of.
+/// The rows of a cross-entropy: their targets, and the parts of the log-sum-exp that the gradient is made of.
 private struct Likelihood {
     private let rows: Int
     private let classes: Int
     private let labels: Tensor
-    private let logSumExp: Tensor
+    private let maximum: Tensor
+    private let logSum: Tensor
     private let divisor: Float
 
     /// Errors: `dtype`, `shape` and `index` of the targets of logits [..., classes].
@@ -73,7 +72,8 @@ private struct Likelihood {
         try targets.require(shape: Array(logits.dropLast()), operation, "targets")
         rows = targets.elementCount
         labels = try targets.indices(below: classes, ignoring: ignoreIndex, operation, "targets")
-        logSumExp = try Tensor(uninitialized: [rows], for: operation)
+        maximum = try Tensor(uninitialized: [rows], for: operation)
+        logSum = try Tensor(uninitialized: [rows], for: operation)
         let counted = UnsafeBufferPointer(start: labels.address.assumingMemoryBound(to: Int64.self), count: rows)
             .count { $0 >= 0 }
         divisor = reduction == .mean ? Float(max(counted, 1)) : 1
@@ -86,11 +86,12 @@ private struct Likelihood {
     func loss(_ logits: UnsafeMutablePointer<Float>) throws(GAError) -> Tensor {
         try Runtime.parallel(count: rows, grain: rowsPerTile) { first, count in
             Runtime.kernels.log_sum_exp(
-                logSumExp.floats + first, logits + first * classes, Int64(count), Int64(classes))
+                maximum.floats + first, logSum.floats + first, logits + first * classes, Int64(count), Int64(classes))
         }
         var total = 0.0
         for row in 0..<rows where label[row] >= 0 {
-            total += Double(logSumExp.floats[row]) - Double(logits[row * classes + Int(label[row])])
+            let logit = Double(logits[row * classes + Int(label[row])])
+            total += Double(logSum.floats[row]) + (Double(maximum.floats[row]) - logit)
         }
         return try Tensor(loss: total / Double(divisor))
     }
@@ -101,8 +102,8 @@ private struct Likelihood {
     ) throws(GAError) {
         try Runtime.parallel(count: rows, grain: rowsPerTile) { first, count in
             Runtime.kernels.cross_entropy_gradient(
-                dx + first * classes, logits + first * classes, logSumExp.floats + first, label + first, seed / divisor,
-                Int64(count), Int64(classes), accumulate)
+                dx + first * classes, logits + first * classes, maximum.floats + first, logSum.floats + first,
+                label + first, seed / divisor, Int64(count), Int64(classes), accumulate)
         }
     }
 }

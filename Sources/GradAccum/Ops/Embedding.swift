@@ -16,7 +16,7 @@ extension Tensor {
         try elementwiseRows(rows) { row in
             (out.floats + row * columns).update(from: table.floats + Int(index[row]) * columns, count: columns)
         }
-        let node = Node("embedding", [self], out) { dy, gradients throws(GAError) in
+        return out.recorded("embedding", from: [self]) { dy, gradients throws(GAError) in
             let index = picked.address.assumingMemoryBound(to: Int64.self)
             // Shared out by columns, so that each row of the table receives its samples in order.
             try gradients.add(to: 0, zeroed: true) { (dw, _) throws(GAError) in
@@ -29,6 +29,5 @@ extension Tensor {
                 }
             }
         }
-        return out.recorded(node, from: self)
     }
 }

@@ -28,7 +28,7 @@ extension Tensor {
         }
 
         let inputs = [self] + [weight, bias].compactMap { $0 }
-        let node = Node("layer_norm", inputs, out) { dy, gradients throws(GAError) in
+        return out.recorded("layer_norm", from: inputs) { dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try Runtime.parallel(count: rows, grain: grain) { first, count in
                     Runtime.kernels.layer_norm_gradient(
@@ -51,6 +51,5 @@ extension Tensor {
                 }
             }
         }
-        return out.recorded(node, from: inputs)
     }
 }

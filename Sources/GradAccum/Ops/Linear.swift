@@ -23,10 +23,7 @@ extension Tensor {
                 try sumRows(db, dy.floats, rows: layer.samples * layer.rows, columns: layer.n, accumulate)
             }
         }
-        guard let bias else {
-            return out.recorded(Node("linear", [self, weight], out, backward: backward), from: self, weight)
-        }
-        return out.recorded(Node("linear", [self, weight, bias], out, backward: backward), from: self, weight, bias)
+        return out.recorded("linear", from: [self, weight] + (bias.map { [$0] } ?? []), backward)
     }
 }
 
@@ -64,6 +61,7 @@ struct LinearLayer {
         _ y: UnsafeMutablePointer<Float>, _ x: UnsafeMutablePointer<Float>, _ w: UnsafeMutablePointer<Float>,
         _ bias: UnsafeMutablePointer<Float>?
     ) throws(GAError) {
+        guard samples * rows * n > 0 else { return }
         let weight = Matrix(w, row: k).transposed
         if hasFewRows {
             let count = samples * rows
@@ -108,6 +106,10 @@ struct LinearLayer {
             try MatrixProduct.chains(
                 Matrix(dw, row: k), Matrix(dy, row: n).transposed, Matrix(x, row: k), m: n, n: k, k: samples * rows,
                 accumulate: accumulate)
+            return
+        }
+        guard samples > 0 else {
+            if accumulate == 0 { try fillZeros(dw, n * k) }
             return
         }
         let outputs = Blocks(n, largest: 128)

@@ -8,8 +8,8 @@ extension Tensor {
         try target.require(shape: shape, "mse", "target")
         let a = try packedData()
         let b = try target.packedData()
-        let samples = rank == 0 ? 1 : shape[0]
-        let perSample = samples == 0 ? 0 : elementCount / samples
+        let samples = elementCount == 0 ? 0 : rank == 0 ? 1 : shape[0]
+        let perSample = elementCount / max(samples, 1)
         let divisor = reduction == .mean ? Float(max(elementCount, 1)) : 1
         var total = 0.0
         for sample in 0..<samples {
@@ -17,7 +17,7 @@ extension Tensor {
                 a.floats + sample * perSample, b.floats + sample * perSample, Int64(perSample))
         }
         let out = try Tensor(loss: total / Double(divisor))
-        let node = Node("mse", [self, target], out, isMean: reduction == .mean) { dy, gradients throws(GAError) in
+        return out.recorded("mse", from: [self, target], isMean: reduction == .mean) { dy, gradients throws(GAError) in
             let scale = 2 * (dy.floats[0] / divisor)
             for (input, (x, y)) in [(a, b), (b, a)].enumerated() {
                 try gradients.add(to: input) { (out, accumulate) throws(GAError) in
@@ -28,6 +28,5 @@ extension Tensor {
                 }
             }
         }
-        return out.recorded(node, from: self, target)
     }
 }

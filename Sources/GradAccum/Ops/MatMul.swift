@@ -12,6 +12,7 @@ public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
     let out = try Tensor(uninitialized: batch + [m, n], for: "matmul")
     let left = try a.packedData()
     let right = try b.packedData()
+    guard out.elementCount > 0 else { return out.recorded("matmul", from: [a, b]) { _, _ in } }
     let leftOffsets = batchOffsets(a, batch)
     let rightOffsets = batchOffsets(b, batch)
     // Without a batch axis the rows of a are samples, and a sample is one row.
@@ -22,23 +23,22 @@ public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
             Matrix(out.floats + i * m * n, row: n), Matrix(left.floats + leftOffsets[i], row: k),
             Matrix(right.floats + rightOffsets[i], row: n), k: k, accumulate: 0)
     }
-    let node = Node("matmul", [a, b], out) { dy, gradients throws(GAError) in
+    return out.recorded("matmul", from: [a, b]) { dy, gradients throws(GAError) in
         try gradients.add(to: 0) { (da, accumulate) throws(GAError) in
-            try sharedProducts(leftOffsets, m * k, rowsAreSamples, m: m, n: k) { (i, first, tile) throws(GAError) in
+            try sharedProducts(leftOffsets, rowsAreSamples, m: m, n: k) { (i, first, tile) throws(GAError) in
                 try tile.run(
                     Matrix(da + leftOffsets[i], row: k), Matrix(dy.floats + i * m * n, row: n),
                     Matrix(right.floats + rightOffsets[i], row: n).transposed, k: n, accumulate: first ? accumulate : 1)
             }
         }
         try gradients.add(to: 1) { (db, accumulate) throws(GAError) in
-            try sharedProducts(rightOffsets, k * n, rowsAreSamples, m: k, n: n) { (i, first, tile) throws(GAError) in
+            try sharedProducts(rightOffsets, rowsAreSamples, m: k, n: n) { (i, first, tile) throws(GAError) in
                 try tile.run(
                     Matrix(db + rightOffsets[i], row: n), Matrix(left.floats + leftOffsets[i], row: k).transposed,
                     Matrix(dy.floats + i * m * n, row: n), k: m, accumulate: first ? accumulate : 1)
             }
         }
     }
-    return out.recorded(node, from: a, b)
 }
 
 /// Where each matrix of the broadcast batch starts in an operand.
@@ -104,7 +104,7 @@ private func products(
 /// Runs `body(i, first, tile)` for products whose outputs lie at `offsets`: those that share an output one after
 /// another in batch order, which is sample order.
 private func sharedProducts(
-    _ offsets: [Int], _ size: Int, _ byChains: Bool, m: Int, n: Int,
+    _ offsets: [Int], _ byChains: Bool, m: Int, n: Int,
     _ body: (Int, Bool, Tile) throws(GAError) -> Void
 ) throws(GAError) {
     var sharing: [Int: [Int]] = [:]

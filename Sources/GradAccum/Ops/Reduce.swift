@@ -30,7 +30,7 @@ extension Tensor {
         let out = try Tensor(uninitialized: outShape, for: name)
         let x = try packedData()
         let divisor = Float(out.elementCount == 0 ? 1 : elementCount / out.elementCount)
-        try GradAccum.sum(x.floats, shape, into: out.floats, shapedLike: kept, 0)
+        try GradAccum.sum(x.floats, shape, into: out.floats, shapedLike: kept, bySample: false, 0)
         if isMean {
             try elementwise(out.elementCount) { start, count in
                 var step = divisor
@@ -38,7 +38,7 @@ extension Tensor {
                     SHIMS_DIVIDE, out.floats + start, out.floats + start, 1, &step, 0, Int64(count))
             }
         }
-        let node = Node(name, [self], out, isMean: isMean) { dy, gradients throws(GAError) in
+        return out.recorded(name, from: [self], isMean: isMean && (rank == 0 || isReduced[0])) { dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 let runs = Runs(shape, Shape.broadcastStrides(kept, to: shape), Shape.contiguousStrides(shape))
                 let scale = isMean ? divisor : 1
@@ -53,7 +53,6 @@ extension Tensor {
                 }
             }
         }
-        return out.recorded(node, from: self)
     }
 }
 
@@ -76,13 +75,17 @@ private func addRun(
 /// out (+)= x summed to a shape that broadcasts to x's, both contiguous.
 ///
 /// Inner axes are summed first and the leading one last, as a chain that loads `out` first: a parameter that is repeated
-/// over samples receives them one after another.
+/// over samples receives them one after another. `bySample`: that stage is there for a single sample too, so that a
+/// leaf's chain does not depend on how many there are.
 func sum(
     _ x: UnsafeMutablePointer<Float>, _ shape: [Int], into out: UnsafeMutablePointer<Float>, shapedLike target: [Int],
-    _ accumulate: Int32
+    bySample: Bool, _ accumulate: Int32
 ) throws(GAError) {
+    guard !target.contains(0) else { return }
     let missing = shape.count - target.count
-    let isSummed = shape.indices.map { $0 < missing || (target[$0 - missing] == 1 && shape[$0] != 1) }
+    let isSummed = shape.indices.map { axis in
+        axis < missing || (target[axis - missing] == 1 && (shape[axis] != 1 || (bySample && axis == 0)))
+    }
     var current = shape
     var source = x
     var keepAlive: Tensor?

@@ -44,6 +44,6 @@ extension Tensor {
     }
 
     private func view(_ shape: [Int], strides: [Int], offset: Int) -> Tensor {
-        Tensor(storage, dtype, shape, strides: strides, offset: offset, viewOf: root)
+        Tensor(storage, dtype, shape, strides: strides, offset: offset, viewOf: Recording.isOn ? root : nil)
     }
 }

@@ -62,6 +62,11 @@ extension AdamRule {
         try require(beta2, "beta2", in: 0...1.0.nextDown)
         try require(eps, "eps", in: 0...Double.infinity)
         try require(weightDecay, "weight_decay", in: 0...Double.infinity)
+        guard Float(decoupledDecay).isFinite else {
+            throw GAError(
+                .invalidArgument,
+                "\(Self.name): learning_rate \(learningRate) times weight_decay \(weightDecay) is beyond float32")
+        }
     }
 
     func step(update: Int, gradientScale: Float) -> Step {

@@ -28,6 +28,7 @@ public final class Optimizer {
         for (index, parameter) in parameters.enumerated() {
             try parameter.setRequiresGrad(true)
             parameter.owner = self
+            parameter.storage.owner = self
             parameter.indexInOwner = index
         }
     }
@@ -38,7 +39,7 @@ public final class Optimizer {
         }
         for (index, parameter) in parameters.enumerated() {
             try parameter.requireLeafable("optimizer: parameters[\(index)]")
-            guard parameter.owner == nil else {
+            guard parameter.storage.owner == nil else {
                 throw GAError(.state, "optimizer: parameters[\(index)] belongs to another optimizer: free that one first")
             }
         }

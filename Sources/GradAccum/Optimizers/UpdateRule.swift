@@ -26,9 +26,9 @@ typealias Step = (
 extension UpdateRule {
     /// Errors: `invalidArgument` unless the value is finite and in the range.
     func require(_ value: Double, _ option: StaticString, in range: ClosedRange<Double>) throws(GAError) {
-        guard value.isFinite && range.contains(value) else {
+        guard Float(value).isFinite && range.contains(value) else {
             let upper = range.upperBound.isInfinite ? "and at least \(range.lowerBound)" : "in \(range.lowerBound) ... \(range.upperBound)"
-            throw GAError(.invalidArgument, "\(Self.name): \(option) is \(value): it must be finite \(upper)")
+            throw GAError(.invalidArgument, "\(Self.name): \(option) is \(value): it must be finite in float32 \(upper)")
         }
     }
 

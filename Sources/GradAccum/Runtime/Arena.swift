@@ -53,26 +53,35 @@ final class Arena: @unchecked Sendable {
     /// A bit for every bin that is not empty.
     private var filled = [UInt64](repeating: 0, count: 8)
     private var usage = MemoryUsage()
+    private var growing = 0
 
     /// Uninitialised memory for `byteCount` bytes, aligned to ``Allocator/alignment``.
     func allocate(byteCount: Int) throws(GAError) -> Block {
         let mask = Allocator.alignment - 1
         guard byteCount <= Int.max - mask else { throw Arena.exhausted(byteCount) }
         let size = max((byteCount + mask) & ~mask, Allocator.alignment)
-        return try lock.withLock { () throws(GAError) in
-            let block: Block
-            if let fit = findFree(size) {
-                block = fit
-                unlink(block)
-            } else {
-                block = try grow(size)
-            }
-            block.isFree = false
-            split(block, to: size)
-            usage.liveBytes += size
-            usage.peakBytes = max(usage.peakBytes, usage.liveBytes)
-            return block
+        let found: Block? = lock.withLock {
+            guard let block = findFree(size) else { return nil }
+            unlink(block)
+            return take(block, size)
         }
+        if let found { return found }
+        let memory = try grow(size)
+        return lock.withLock {
+            growing -= 1
+            usage.arenaBytes += memory.count
+            let block = Block(memory.baseAddress!, memory.count)
+            chunks.append(Chunk(first: block, byteCount: memory.count))
+            return take(block, size)
+        }
+    }
+
+    private func take(_ block: Block, _ size: Int) -> Block {
+        block.isFree = false
+        split(block, to: size)
+        usage.liveBytes += size
+        usage.peakBytes = max(usage.peakBytes, usage.liveBytes)
+        return block
     }
 
     func free(_ block: Block) {
@@ -99,21 +108,22 @@ final class Arena: @unchecked Sendable {
 
     /// Gives chunks without a block in use back to the allocator.
     func trim() {
-        lock.withLock {
-            chunks.removeAll { chunk in
-                guard chunk.first.isFree && chunk.first.next == nil else { return false }
+        let (unused, allocator): ([Chunk], Allocator) = lock.withLock {
+            let unused = chunks.filter { $0.first.isFree && $0.first.next == nil }
+            for chunk in unused {
                 unlink(chunk.first)
-                allocator.release(chunk.first.address, chunk.byteCount, allocator.user)
                 usage.arenaBytes -= chunk.byteCount
-                return true
             }
+            chunks.removeAll { chunk in unused.contains { $0.first === chunk.first } }
+            return (unused, self.allocator)
         }
+        for chunk in unused { allocator.release(chunk.first.address, chunk.byteCount, allocator.user) }
     }
 
     func setAllocator(_ new: Allocator) throws(GAError) {
         trim()
         try lock.withLock { () throws(GAError) in
-            guard chunks.isEmpty else {
+            guard chunks.isEmpty && growing == 0 else {
                 throw GAError(
                     .state,
                     "set_allocator: \(usage.liveBytes) bytes of the present allocator are in use: "
@@ -127,18 +137,29 @@ final class Arena: @unchecked Sendable {
         GAError(.outOfMemory, "the allocator has no \(byteCount) bytes: use smaller micro-batches or free tensors")
     }
 
-    /// A new chunk: as large as all others together, up to a limit, so that chunks stay few.
-    private func grow(_ size: Int) throws(GAError) -> Block {
-        let wanted = max(size, min(max(usage.arenaBytes, Arena.smallestChunk), Arena.largestStep))
-        for byteCount in wanted == size ? [size] : [wanted, size] {
-            usage.allocatorCalls += 1
-            guard let address = allocator.allocate(byteCount, Allocator.alignment, allocator.user) else { continue }
-            usage.arenaBytes += byteCount
-            let block = Block(address, byteCount)
-            chunks.append(Chunk(first: block, byteCount: byteCount))
-            return block
+    /// Memory for a new chunk: as large as all others together, up to a limit, so that chunks stay few.
+    ///
+    /// The allocator is called without the lock, as it may call the library. `growing` counts what is under way.
+    private func grow(_ size: Int) throws(GAError) -> UnsafeMutableRawBufferPointer {
+        let (allocator, wanted): (Allocator, Int) = lock.withLock {
+            growing += 1
+            return (
+                self.allocator, max(size, min(max(usage.arenaBytes, Arena.smallestChunk), Arena.largestStep))
+            )
         }
-        throw Arena.exhausted(size)
+        var failure = Arena.exhausted(size)
+        for byteCount in wanted == size ? [size] : [wanted, size] {
+            lock.withLock { usage.allocatorCalls += 1 }
+            guard let address = allocator.allocate(byteCount, Allocator.alignment, allocator.user) else { continue }
+            if Int(bitPattern: address) % Allocator.alignment == 0 {
+                return UnsafeMutableRawBufferPointer(start: address, count: byteCount)
+            }
+            allocator.release(address, byteCount, allocator.user)
+            failure = GAError(
+                .unsupported, "the allocator returned memory that is not at a multiple of \(Allocator.alignment)")
+        }
+        lock.withLock { growing -= 1 }
+        throw failure
     }
 
     // MARK: Blocks in address order

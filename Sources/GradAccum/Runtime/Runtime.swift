@@ -7,6 +7,7 @@ public enum Runtime {
     private static let chosen: Result<InstructionSet, GAError> = {
         do throws(GAError) {
             let set = try InstructionSet.chosen()
+            _ = try threadsAskedFor()
             guard set == .best || shims_gemm_limit(set.rawValue) != 0 else {
                 throw GAError(
                     .unsupported,
@@ -36,7 +37,8 @@ public enum Runtime {
     private static let poolLock = Lock()
     private static let poolIsStale = Atomic<Bool>(false)
     nonisolated(unsafe) private static var pool: ThreadPool?
-    nonisolated(unsafe) private static var threadCount = defaultThreadCount()
+    nonisolated(unsafe) private static var threadCount =
+        (try? threadsAskedFor()) ?? min(Int(shims_available_cpus()), mostThreads)
 
     public static let mostThreads = 1024
 
@@ -56,13 +58,16 @@ public enum Runtime {
         old?.stop()
     }
 
-    private static func defaultThreadCount() -> Int {
-        if let value = getenv("GRADACCUM_NUM_THREADS"), let count = Int(String(cString: value)),
-            (1...mostThreads).contains(count)
-        {
-            return count
+    /// What the environment variable `GRADACCUM_NUM_THREADS` asks for, nil for nothing.
+    private static func threadsAskedFor() throws(GAError) -> Int? {
+        guard let value = getenv("GRADACCUM_NUM_THREADS"), value.pointee != 0 else { return nil }
+        guard let count = Int(String(cString: value)), (1...mostThreads).contains(count) else {
+            throw GAError(
+                .unsupported,
+                "GRADACCUM_NUM_THREADS is \"\(String(cString: value))\": set it to a number in 1 ... \(mostThreads), or "
+                    + "unset it")
         }
-        return min(Int(shims_available_cpus()), mostThreads)
+        return count
     }
 
     private static func currentPool() -> ThreadPool {

@@ -8,6 +8,8 @@ final class Storage {
     let address: UnsafeMutableRawPointer
     /// Raised by every write that a recorded operation could miss.
     var version = 0
+    /// Whose parameters lie here.
+    weak var owner: Optimizer?
     private let source: Source
 
     /// Uninitialised memory from the arena.

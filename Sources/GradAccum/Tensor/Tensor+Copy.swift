@@ -63,10 +63,9 @@ extension Tensor {
     func contiguous() throws(GAError) -> Tensor {
         if isContiguous { return self }
         let copy = try packedData()
-        return copy.recorded(
-            Node("contiguous", [self], copy) { dy, gradients throws(GAError) in
-                try gradients.pass(dy, to: 0)
-            }, from: self)
+        return copy.recorded("contiguous", from: [self]) { dy, gradients throws(GAError) in
+            try gradients.pass(dy, to: 0)
+        }
     }
 }
 
@@ -80,7 +79,8 @@ struct StridedCopy {
     /// Axes of one element are left out and neighbours that lie alike on both sides are joined.
     init(_ shape: [Int], from: [Int], to: [Int], elementBytes: Int) {
         self.elementBytes = elementBytes
-        for axis in shape.indices where shape[axis] != 1 {
+        // Elements that are all one on both sides are copied once.
+        for axis in shape.indices where shape[axis] != 1 && !(shape[axis] > 1 && from[axis] == 0 && to[axis] == 0) {
             if let last = sizes.indices.last, fromStrides[last] == from[axis] * shape[axis],
                 toStrides[last] == to[axis] * shape[axis]
             {

@@ -25,8 +25,13 @@ public final class Tensor {
     public var name: String? {
         didSet {
             name = name.map { name in
-                let line = name.unicodeScalars.map { $0.properties.generalCategory == .control ? " " : String($0) }
-                return String(decoding: line.joined().utf8.prefix(63), as: UTF8.self)
+                var line = ""
+                for scalar in name.unicodeScalars {
+                    let next = scalar.properties.generalCategory == .control ? " " : String(scalar)
+                    guard line.utf8.count + next.utf8.count <= 63 else { break }
+                    line += next
+                }
+                return line
             }
         }
     }
@@ -169,15 +174,19 @@ public final class Tensor {
     public func detached() -> Tensor { Tensor(storage, dtype, shape, strides: strides, offset: offset) }
 
     /// Remembers the operation that made this tensor, if one of its inputs needs a gradient.
-    func recorded(_ node: @autoclosure () -> Node, from inputs: Tensor...) -> Tensor {
-        recorded(node(), from: inputs)
-    }
-
-    func recorded(_ node: @autoclosure () -> Node, from inputs: [Tensor]) -> Tensor {
+    ///
+    /// `isMean`: the result is a mean over samples; a number made of such a mean is one too.
+    func recorded(
+        _ operation: StaticString, from inputs: [Tensor], isMean: Bool = false, _ backward: @escaping Node.Backward
+    ) -> Tensor {
         guard Recording.isOn, inputs.contains(where: \.requiresGrad) else { return self }
-        self.node = node()
+        let isMean = isMean || (elementCount == 1 && inputs.contains { $0.elementCount == 1 && $0.isMean })
+        node = Node(operation, inputs, self, isMean: isMean, backward: backward)
         return self
     }
+
+    /// Whether this was made by a mean over samples, and so must not be mistaken for a sum.
+    var isMean: Bool { root.node?.isMean ?? false }
 
     /// The name, or the shape where there is none.
     var label: String { name.map { "\"\($0)\"" } ?? "the tensor of shape \(shape)" }

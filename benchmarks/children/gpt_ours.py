@@ -1,0 +1,100 @@
+"""Trains the GPT with gradaccum and prints the seconds of each update."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import gradaccum as ga
+from gpt_config import BETAS, EPS, LAYER_NORM_EPS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, GPTConfig
+from ours_features import checkpointed, head_loss, use_compute_dtype
+from timing import answer, peak_rss_mib, settings, timed
+
+
+class GPT:
+    def __init__(self, config: GPTConfig, *, checkpointing: bool) -> None:
+        self.config = config
+        self.checkpointing = checkpointing
+        self.parameters = {name: ga.tensor(x, requires_grad=True) for name, x in config.weights()}
+
+    def pair(self, name: str) -> tuple[ga.Tensor, ga.Tensor]:
+        return self.parameters[name + ".weight"], self.parameters[name + ".bias"]
+
+    def attention(self, prefix: str, x: ga.Tensor) -> ga.Tensor:
+        c = self.config.channels
+        qkv = ga.linear(
+            ga.layer_norm(x, *self.pair(prefix + "ln_1"), eps=LAYER_NORM_EPS), *self.pair(prefix + "attn.c_attn")
+        )
+        q, k, v = (ga.slice(qkv, -1, i * c, (i + 1) * c) for i in range(3))
+        return ga.linear(ga.causal_attention(q, k, v, self.config.heads), *self.pair(prefix + "attn.c_proj"))
+
+    def mlp(self, prefix: str, x: ga.Tensor) -> ga.Tensor:
+        h = ga.layer_norm(x, *self.pair(prefix + "ln_2"), eps=LAYER_NORM_EPS)
+        h = ga.gelu(ga.linear(h, *self.pair(prefix + "mlp.c_fc")), approximate="tanh")
+        return ga.linear(h, *self.pair(prefix + "mlp.c_proj"))
+
+    def block(self, layer: int) -> Callable[[ga.Tensor], ga.Tensor]:
+        def run(x: ga.Tensor) -> ga.Tensor:
+            x = x + self.attention(f"h.{layer}.", x)
+            return x + self.mlp(f"h.{layer}.", x)
+
+        return run
+
+    def loss(self, tokens: np.ndarray, targets: np.ndarray) -> ga.Tensor:
+        wte = self.parameters["wte"]
+        x = ga.embedding(wte, ga.tensor(tokens)) + self.parameters["wpe"]
+        for layer in range(self.config.layers):
+            block = self.block(layer)
+            x = checkpointed(block, x) if self.checkpointing else block(x)
+        return head_loss(ga.layer_norm(x, *self.pair("ln_f"), eps=LAYER_NORM_EPS), wte, ga.tensor(targets))
+
+
+def main() -> None:
+    wanted = settings()
+    config = GPTConfig(**wanted["config"])
+    use_compute_dtype(wanted["dtype"])
+    gpt = GPT(config, checkpointing=wanted.get("checkpointing", False))
+    optimizer = ga.AdamW(
+        gpt.parameters.values(), lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY
+    )
+    accumulator = ga.Accumulator(optimizer, max_grad_norm=MAX_GRAD_NORM)
+
+    def update(micro_batches: list[tuple[np.ndarray, np.ndarray]]) -> Any:
+        for tokens, targets in micro_batches:
+            accumulator.accumulate(gpt.loss(tokens, targets), weight=targets.size)
+        return accumulator.step()
+
+    batches = config.batches()
+    warm_up = next(batches)
+    reports = [update(warm_up[: wanted["warm_up"]])]
+    memory = ga.memory_usage()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    seconds: list[float] = []
+    for _ in range(wanted["updates"]):
+        batch = next(batches)
+        elapsed, report = timed(lambda: update(batch))
+        seconds.append(elapsed)
+        reports.append(report)
+    after = ga.memory_usage()
+    answer(
+        {
+            "seconds": seconds,
+            "losses": [report.loss for report in reports],
+            "gradient_norms": [report.gradient_norm for report in reports],
+            "peak_mib": peak_rss_mib(),
+            "library_peak_bytes": after.peak_bytes,
+            "allocator_calls": after.allocator_calls - memory.allocator_calls,
+            "page_faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults,
+            "tokens": config.tokens,
+            "flops": config.flops(),
+            "parameters": config.parameter_count(),
+            "instruction_set": ga.instruction_set(),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Trains the GPT with PyTorch, as its users do on a CPU, and prints the seconds of each update."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from gpt_config import BETAS, EPS, LAYER_NORM_EPS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, GPTConfig
+from timing import answer, peak_rss_mib, settings, timed
+
+
+class Block(nn.Module):
+    def __init__(self, c: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln_1 = nn.LayerNorm(c, eps=LAYER_NORM_EPS)
+        self.attn = nn.ModuleDict({"c_attn": nn.Linear(c, 3 * c), "c_proj": nn.Linear(c, c)})
+        self.ln_2 = nn.LayerNorm(c, eps=LAYER_NORM_EPS)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(c, 4 * c), "c_proj": nn.Linear(4 * c, c)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, t, c = x.shape
+        q, k, v = (
+            part.view(b, t, self.heads, c // self.heads).transpose(1, 2)
+            for part in self.attn["c_attn"](self.ln_1(x)).split(c, 2)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, c)
+        x = x + self.attn["c_proj"](y)
+        return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh"))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig, *, checkpointing: bool) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.wte = nn.Parameter(torch.empty(config.vocabulary, config.channels))
+        self.wpe = nn.Parameter(torch.empty(config.context, config.channels))
+        self.h = nn.ModuleList(Block(config.channels, config.heads) for _ in range(config.layers))
+        self.ln_f = nn.LayerNorm(config.channels, eps=LAYER_NORM_EPS)
+        own = dict(self.named_parameters())
+        with torch.no_grad():
+            for name, array in config.weights():
+                own.pop(name).copy_(torch.from_numpy(array))
+        assert not own, f"weights that nothing was given for: {own.keys()}"
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        x = F.embedding(tokens, self.wte) + self.wpe
+        for block in self.h:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
+        logits = F.linear(self.ln_f(x), self.wte)
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), reduction="sum")
+
+
+def main() -> None:
+    wanted = settings()
+    config = GPTConfig(**wanted["config"])
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    gpt = GPT(config, checkpointing=wanted.get("checkpointing", False))
+    loss_of = torch.compile(gpt) if wanted.get("compile") else gpt
+    optimizer = torch.optim.AdamW(
+        gpt.parameters(), lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, fused=True
+    )
+
+    def update(micro_batches: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+        total = 0.0
+        weight = sum(targets.size for _, targets in micro_batches)
+        for tokens, targets in micro_batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=wanted["dtype"] == "bf16"):
+                loss = loss_of(torch.from_numpy(tokens), torch.from_numpy(targets))
+            (loss / weight).backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total / weight, norm.item()
+
+    batches = config.batches()
+    reports = [update(next(batches)[: wanted["warm_up"]])]
+    seconds: list[float] = []
+    for _ in range(wanted["updates"]):
+        batch = next(batches)
+        elapsed, report = timed(lambda: update(batch))
+        seconds.append(elapsed)
+        reports.append(report)
+    losses, norms = zip(*reports)
+    answer({"seconds": seconds, "losses": losses, "gradient_norms": norms, "peak_mib": peak_rss_mib()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What an update costs besides its arithmetic: calls of the allocator, and our own time per operation."""
+
+from __future__ import annotations
+
+from statistics import mean, median
+
+from lab.lab import Lab
+from lab.rows import Measured, Row, at_most
+
+from .gpt_runs import MODELS
+
+OPERATIONS = ("add", "multiply", "gelu", "layer_norm", "linear")
+# As many operations in one graph as a GPT has in its blocks.
+CHAIN = 150
+
+
+def allocations(lab: Lab) -> Measured:
+    updates = lab.rounds(10, 5)
+    config = {**MODELS["gpt-char"], "window": 2}
+    answer = lab.child("gpt_ours", {"config": config, "dtype": "f32", "warm_up": 2, "updates": updates})
+    notes = [f"{answer['page_faults'] / updates:.1f} page faults per update, of Python and numpy too"]
+    return Measured(answer["allocator_calls"] / updates, None, "calls/update", None, notes=notes)
+
+
+def own_time(lab: Lab) -> Measured:
+    whole: dict[str, float] = {}
+    forward: dict[str, float] = {}
+    for operation in OPERATIONS:
+        measured = lab.program("tiny_ops", [operation, CHAIN, lab.rounds(200, 100)], linked=True)
+        whole[operation] = median(measured["whole"])
+        forward[operation] = median(measured["forward"])
+    notes = [
+        "forward, backward and release of tensors of 1x16, µs (forward alone): "
+        + ", ".join(f"{operation} {whole[operation]:.2f} ({forward[operation]:.2f})" for operation in OPERATIONS)
+    ]
+    return Measured(mean(whole.values()), None, "µs/op", None, notes=notes)
+
+
+ROWS = [
+    Row("steady-state", "allocator calls in an update", at_most(0, ""), allocations),
+    Row("steady-state-op", "our own time per operation", at_most(2, " µs"), own_time),
+]

@@ -1,0 +1,1 @@
+"""What every row needs: child processes, C programs, bars, and the table."""
