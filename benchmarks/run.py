@@ -6,14 +6,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from families import gpt_memory, gpt_speed, steady_state, threads, weight_gradient, window_end, window_memory
-from lab.child import REPOSITORY, ChildFailed, python, run_program
+from lab.child import REPOSITORY, Build, ChildFailed, python, run_program
 from lab.lab import Lab
 from lab.report import machine, table, write_json
 from lab.rows import Measured, Result, Row, Unsupported
@@ -50,11 +49,11 @@ def measure(lab: Lab, row: Row) -> Result:
         return Result(row, Measured(None, None, "-", None, notes=[str(reason)]))
 
 
-def copy_library(directory: Path) -> Path:
+def copy_build(directory: Path) -> Build:
     source = Path(os.environ.get("GRADACCUM_LIBRARY") or REPOSITORY / "build" / "lib" / "libgradaccum.so.1")
     if not source.exists():
         sys.exit(f"run.py: there is no {source}: build it with `make`")
-    return Path(shutil.copy(source, directory / "libgradaccum.so.1"))
+    return Build.copied(source, directory)
 
 
 def run(arguments: argparse.Namespace, lab: Lab) -> None:
@@ -77,9 +76,9 @@ def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="gradaccum-bench-") as name:
         directory = Path(name)
-        lab = Lab(directory, copy_library(directory), arguments.threads, arguments.quick)
+        lab = Lab(directory, copy_build(directory), arguments.threads, arguments.quick)
         try:
-            run_program([python(), "-c", "import torch; print(0)"], 1, lab.library)
+            run_program([python(), "-c", "import torch; print(0)"], 1, lab.build)
         except ChildFailed:
             sys.exit("run.py: the peers are not installed: run `make bench`, which sets up an environment for them")
         run(arguments, lab)

@@ -292,6 +292,13 @@ ga_status ga_softmax(ga_tensor **out, const ga_tensor *x, int32_t axis);
 ga_status ga_cross_entropy(ga_tensor **out, const ga_tensor *logits, const ga_tensor *targets,
                            int64_t ignore_index, int32_t reduction);
 
+/*
+ * ga_linear without a bias and ga_cross_entropy one after the other, to the bit: hidden [..., c] times the
+ * transpose of weight [classes, c] are the logits, which share their memory with their gradient.
+ */
+ga_status ga_linear_cross_entropy(ga_tensor **out, const ga_tensor *hidden, const ga_tensor *weight,
+                                  const ga_tensor *targets, int64_t ignore_index, int32_t reduction);
+
 /* The squares of prediction - target, of equal shapes, summed or averaged over all elements. */
 ga_status ga_mse(ga_tensor **out, const ga_tensor *prediction, const ga_tensor *target, int32_t reduction);
 
@@ -338,6 +345,18 @@ ga_status ga_recording(int32_t *out);
  * where backward fails half-way.
  */
 ga_status ga_gradients(ga_tensor **out, const ga_tensor *loss, ga_tensor *const *inputs, int64_t count);
+
+/* Computes *out from inputs and returns GA_OK, or the status of what failed; the tensors it makes are freed for it. */
+typedef ga_status (*ga_block_fn)(ga_tensor **out, ga_tensor *const *inputs, int64_t count, void *user);
+
+/*
+ * Runs block on inputs and keeps none of its activations: backward runs it again. Results and gradients have
+ * the same bits as without. The block computes the same each time; besides its inputs it may use parameters
+ * and tensors without a gradient. After success, release(user) is called once when it is not needed any more;
+ * release may be NULL. Errors: those of the block; INVALID_ARGUMENT if it uses another tensor with a gradient.
+ */
+ga_status ga_checkpoint(ga_tensor **out, ga_tensor *const *inputs, int64_t count, ga_block_fn block, void *user,
+                        void (*release)(void *user));
 
 /* ====== Optimizers ====================================================================================== */
 

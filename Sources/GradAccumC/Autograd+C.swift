@@ -1,4 +1,5 @@
 import CGradAccum
+import CShims
 import GradAccum
 
 @_cdecl("ga_set_recording") @implementation
@@ -23,5 +24,56 @@ public func ga_gradients(
         var handles: [OpaquePointer] = []
         for gradient in gradients { handles.append(try handle(of: gradient)) }
         for (index, handle) in handles.enumerated() { out[index] = handle }
+    }
+}
+
+@_cdecl("ga_checkpoint") @implementation
+public func ga_checkpoint(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ inputs: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ block: ga_block_fn!, _ user: UnsafeMutableRawPointer!,
+    _ release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)!
+) -> ga_status {
+    making(out) { () throws(GAError) in
+        let inputs = try tensors(inputs, count, "inputs")
+        let block = ForeignBlock(try required(block, "block"), user, release)
+        let result = try checkpoint(inputs) { (inputs) throws(GAError) in try block.run(inputs) }
+        block.isOwned = true
+        return result
+    }
+}
+
+/// A block of the caller, and what it wants released with it.
+private final class ForeignBlock {
+    private let function: ga_block_fn
+    private let user: UnsafeMutableRawPointer?
+    private let release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?
+    /// Whether `user` is the library's to release: not before the caller has been told of success.
+    var isOwned = false
+
+    init(
+        _ function: @escaping ga_block_fn, _ user: UnsafeMutableRawPointer?,
+        _ release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?
+    ) {
+        self.function = function
+        self.user = user
+        self.release = release
+    }
+
+    deinit { if isOwned { release?(user) } }
+
+    func run(_ inputs: [Tensor]) throws(GAError) -> Tensor {
+        let scope = try Scope.open()
+        defer { Scope.closeThrough(scope) }
+        var handles: [OpaquePointer?] = []
+        for input in inputs { handles.append(try handle(of: input)) }
+        var out: OpaquePointer?
+        let status = function(&out, handles, Int64(handles.count), user)
+        guard status == GA_OK else {
+            guard let kind = GAError.Kind(rawValue: status) else {
+                throw GAError(.invalidArgument, "checkpoint: block returned \(status), which is no ga_status")
+            }
+            throw GAError(kind, String(cString: shims_last_error()))
+        }
+        return try tensor(out, "checkpoint: the out of block")
     }
 }

@@ -78,6 +78,19 @@ public func ga_cross_entropy(
     }
 }
 
+@_cdecl("ga_linear_cross_entropy") @implementation
+public func ga_linear_cross_entropy(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ hidden: OpaquePointer!, _ weight: OpaquePointer!,
+    _ targets: OpaquePointer!, _ ignore_index: Int64, _ reduction: Int32
+) -> ga_status {
+    making(out) { () throws(GAError) in
+        try tensor(hidden, "hidden").linearCrossEntropy(
+            tensor(weight, "weight"), tensor(targets, "targets"),
+            ignoreIndex: ignore_index == noIgnoreIndex ? nil : ignore_index,
+            reduction: try constant(reduction, "reduction"))
+    }
+}
+
 /// GA_NO_IGNORE_INDEX, which is an expression and so not imported.
 private let noIgnoreIndex = Int64.min
 

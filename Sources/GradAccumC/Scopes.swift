@@ -5,6 +5,7 @@ import GradAccum
 final class Scope {
     private var tensors: [OpaquePointer] = []
     private var compactAt = 256
+    private var handle: OpaquePointer?
     private let outer: Scope?
 
     private static let slot = Int32(SHIMS_SLOT_SCOPE)
@@ -28,8 +29,18 @@ final class Scope {
     static func open() throws(GAError) -> OpaquePointer {
         let scope = Scope(inside: current)
         let handle = try HandleTable.shared.insert(scope, .scope)
+        scope.handle = handle
         shims_set_thread_slot(slot, Unmanaged.passUnretained(scope).toOpaque())
         return handle
+    }
+
+    /// Closes a scope of this thread and those that were opened in it and left open.
+    static func closeThrough(_ handle: OpaquePointer) {
+        guard let scope = HandleTable.shared.find(handle, .scope) as? Scope else { return }
+        while let inner = current {
+            try? close(inner.handle, keeping: [])
+            if inner === scope { return }
+        }
     }
 
     /// Closes the innermost scope, handing the tensors of `kept` to the one around it.

@@ -132,6 +132,11 @@ def _close(w: World) -> list[Any]:
     return [scope, handles(inner), 1]
 
 
+@_ffi.BlockFn
+def squared(out: Any, inputs: Any, count: int, user: Any) -> int:
+    return raw.ga_multiply(out, inputs[0], inputs[0])
+
+
 Arguments = Callable[[World], list]
 
 VALID: dict[str, Arguments] = {
@@ -181,6 +186,14 @@ VALID: dict[str, Arguments] = {
     "ga_relu": lambda w: [out(), w.x],
     "ga_softmax": lambda w: [out(), w.x, -1],
     "ga_cross_entropy": lambda w: [out(), w.x, w.targets, _ffi.NO_IGNORE_INDEX, _ffi.REDUCTION_SUM],
+    "ga_linear_cross_entropy": lambda w: [
+        out(),
+        w.x,
+        w.weight,
+        w.targets,
+        _ffi.NO_IGNORE_INDEX,
+        _ffi.REDUCTION_SUM,
+    ],
     "ga_mse": lambda w: [out(), w.x, w.y, _ffi.REDUCTION_MEAN],
     "ga_embedding": lambda w: [out(), w.weight, w.targets],
     "ga_causal_attention": lambda w: [out(), w.sequence, w.sequence, w.sequence, 2],
@@ -192,6 +205,7 @@ VALID: dict[str, Arguments] = {
     "ga_cast": lambda w: [out(), w.x, _ffi.BFLOAT16],
     "ga_recording": lambda w: [patterned(c_int32)],
     "ga_gradients": lambda w: [patterned(c_void_p * 2), w.loss(), handles(*w.parameters), 2],
+    "ga_checkpoint": lambda w: [out(), handles(w.x), 1, squared, None, _ffi.BlockReleaseFn()],
     "ga_sgd_create": lambda w: [out(), handles(*w.free_leaves), 2, _ffi.SGDOptions()],
     "ga_adam_create": lambda w: [out(), handles(*w.free_leaves), 2, _ffi.AdamOptions()],
     "ga_adamw_create": lambda w: [out(), handles(*w.free_leaves), 2, _ffi.AdamWOptions()],
@@ -216,6 +230,8 @@ NULLABLE = {
     ("ga_linear", "bias"),
     ("ga_layer_norm", "weight"),
     ("ga_layer_norm", "bias"),
+    ("ga_checkpoint", "user"),
+    ("ga_checkpoint", "release"),
     ("ga_sgd_create", "options"),
     ("ga_adam_create", "options"),
     ("ga_adamw_create", "options"),

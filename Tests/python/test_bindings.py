@@ -39,14 +39,19 @@ SCALARS = {
     "ga_status": c_int32,
     "ga_allocate_fn": _ffi.AllocateFn,
     "ga_release_fn": _ffi.ReleaseFn,
+    "ga_block_fn": _ffi.BlockFn,
+}
+CALLBACKS = {
+    "void (*)(void * data, void * user)": _ffi.WrapReleaseFn,
+    "void (*)(void * user)": _ffi.BlockReleaseFn,
 }
 OPAQUE = ("void", "ga_tensor", "ga_scope", "ga_optimizer", "ga_accumulator")
 
 
 def ctype_of(text: str) -> object:
     """The ctypes type that stands for a type of the header."""
-    if text == "void (*)(void * data, void * user)":
-        return _ffi.WrapReleaseFn
+    if text in CALLBACKS:
+        return CALLBACKS[text]
     words = text.replace("const", "").split()
     base, stars = words[0], "".join(words[1:]).count("*")
     if base == "char":

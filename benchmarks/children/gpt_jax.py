@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from gpt_config import BETAS, EPS, LAYER_NORM_EPS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, GPTConfig
-from timing import answer, peak_rss_mib, settings, timed
+from timing import answer, peak_rss_mib, settings, timed_updates
 
 Parameters = dict[str, jax.Array]
 
@@ -73,13 +73,8 @@ def main() -> None:
 
     batches = config.batches()
     losses = [update(next(batches))]
-    seconds: list[float] = []
-    for _ in range(wanted["updates"]):
-        batch = next(batches)
-        elapsed, loss = timed(lambda: update(batch))
-        seconds.append(elapsed)
-        losses.append(loss)
-    answer({"seconds": seconds, "losses": losses, "peak_mib": peak_rss_mib()})
+    times, results = timed_updates(update, batches, wanted)
+    answer({**times, "losses": losses + results, "peak_mib": peak_rss_mib()})
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 import gradaccum as ga
 from gpt_config import BETAS, EPS, LAYER_NORM_EPS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, GPTConfig
 from ours_features import checkpointed, head_loss, use_compute_dtype
-from timing import answer, peak_rss_mib, settings, timed
+from timing import answer, peak_rss_mib, settings, timed_updates
 
 
 class GPT:
@@ -62,7 +61,7 @@ def main() -> None:
     )
     accumulator = ga.Accumulator(optimizer, max_grad_norm=MAX_GRAD_NORM)
 
-    def update(micro_batches: list[tuple[np.ndarray, np.ndarray]]) -> Any:
+    def update(micro_batches: list[tuple[np.ndarray, np.ndarray]]) -> ga.Report:
         for tokens, targets in micro_batches:
             accumulator.accumulate(gpt.loss(tokens, targets), weight=targets.size)
         return accumulator.step()
@@ -72,16 +71,12 @@ def main() -> None:
     reports = [update(warm_up[: wanted["warm_up"]])]
     memory = ga.memory_usage()
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    seconds: list[float] = []
-    for _ in range(wanted["updates"]):
-        batch = next(batches)
-        elapsed, report = timed(lambda: update(batch))
-        seconds.append(elapsed)
-        reports.append(report)
+    times, results = timed_updates(update, batches, wanted)
+    reports += results
     after = ga.memory_usage()
     answer(
         {
-            "seconds": seconds,
+            **times,
             "losses": [report.loss for report in reports],
             "gradient_norms": [report.gradient_norm for report in reports],
             "peak_mib": peak_rss_mib(),

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt_config import BETAS, EPS, LAYER_NORM_EPS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, GPTConfig
-from timing import answer, peak_rss_mib, settings, timed
+from timing import answer, peak_rss_mib, settings, timed_updates
 
 
 class Block(nn.Module):
@@ -81,14 +81,9 @@ def main() -> None:
 
     batches = config.batches()
     reports = [update(next(batches)[: wanted["warm_up"]])]
-    seconds: list[float] = []
-    for _ in range(wanted["updates"]):
-        batch = next(batches)
-        elapsed, report = timed(lambda: update(batch))
-        seconds.append(elapsed)
-        reports.append(report)
-    losses, norms = zip(*reports)
-    answer({"seconds": seconds, "losses": losses, "gradient_norms": norms, "peak_mib": peak_rss_mib()})
+    times, results = timed_updates(update, batches, wanted)
+    losses, norms = zip(*reports, *results)
+    answer({**times, "losses": losses, "gradient_norms": norms, "peak_mib": peak_rss_mib()})
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
+
+Result = TypeVar("Result")
 
 MEBIBYTE = 2**20
 
@@ -33,7 +36,28 @@ def peak_rss_mib() -> float:
     raise RuntimeError("/proc/self/status has no VmHWM")
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def timed(work: Callable[[], Result]) -> tuple[float, Result]:
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result
+
+
+def peak_gflops(command: list[str]) -> float:
+    """The multiply-add peak that the machine has right now, which other users of it change."""
+    return float(json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)["gflops"])
+
+
+def timed_updates(
+    update: Callable[[Any], Result], batches: Iterator[Any], wanted: dict[str, Any]
+) -> tuple[dict[str, list[float]], list[Result]]:
+    """The seconds of each update, with the peak before the first and after each; and what the updates returned."""
+    seconds: list[float] = []
+    results: list[Result] = []
+    peaks = [peak_gflops(wanted["peak"])]
+    for _ in range(wanted["updates"]):
+        batch = next(batches)
+        elapsed, result = timed(lambda: update(batch))
+        seconds.append(elapsed)
+        results.append(result)
+        peaks.append(peak_gflops(wanted["peak"]))
+    return {"seconds": seconds, "peaks": peaks}, results

@@ -34,8 +34,23 @@ class Comparison:
     def tokens_per_second(self, who: str) -> float:
         return self.answers["ours"][0]["tokens"] / self.seconds(who)
 
+    @property
+    def flops(self) -> float:
+        return float(self.answers["ours"][0]["flops"])
+
     def gflops(self, who: str) -> float:
-        return self.answers["ours"][0]["flops"] / self.seconds(who) / 1e9
+        return self.flops / self.seconds(who) / 1e9
+
+    def peak_gflops(self) -> float:
+        return median(peak for answer in self.answers["ours"] for peak in answer["peaks"])
+
+    def peak_share(self, who: str) -> float:
+        """Each update against the peak that the machine had around it."""
+        return median(
+            self.flops / second / 1e9 / (0.5 * (before + after))
+            for answer in self.answers[who]
+            for second, before, after in zip(answer["seconds"], answer["peaks"], answer["peaks"][1:])
+        )
 
     def peak_mib(self, who: str) -> float:
         return median(answer["peak_mib"] for answer in self.answers[who])
@@ -47,10 +62,10 @@ class Comparison:
 
 def child_of(lab: Lab, who: str, settings: dict[str, Any]) -> Answer:
     if who == "ours":
-        return lab.child("gpt_ours", settings)
+        return lab.training("gpt_ours", settings)
     if who == "jax":
-        return lab.child("gpt_jax", settings)
-    return lab.child("gpt_pytorch", {**settings, "compile": who == "compiled"})
+        return lab.training("gpt_jax", settings)
+    return lab.training("gpt_pytorch", {**settings, "compile": who == "compiled"})
 
 
 def compare_work(comparison: Comparison, who: str) -> None:
@@ -85,7 +100,6 @@ def train_in_turn(
                 comparison.notes.append(f"{who} cannot run here: {error}")
                 continue
             comparison.answers.setdefault(who, []).append(answer)
-        lab.sample_peak(settings["dtype"])
     for who in peers:
         if who in comparison.answers:
             compare_work(comparison, who)
@@ -114,7 +128,7 @@ def gpt2(lab: Lab, dtype: str) -> Comparison:
 def gpt2_checkpointing(lab: Lab, dtype: str) -> Answer:
     """Memory hardly varies, so one short run of ours."""
     settings = {"config": MODELS["gpt2-124m"], "dtype": dtype, "warm_up": 2, "updates": 1, "checkpointing": True}
-    return lab.once(f"gpt2 checkpointing {dtype}", lambda: lab.child("gpt_ours", settings))
+    return lab.once(f"gpt2 checkpointing {dtype}", lambda: lab.training("gpt_ours", settings))
 
 
 def gpt2_pytorch_memory(lab: Lab, dtype: str, *, checkpointing: bool) -> float:
@@ -127,4 +141,4 @@ def gpt2_pytorch_memory(lab: Lab, dtype: str, *, checkpointing: bool) -> float:
         "checkpointing": checkpointing,
     }
     key = f"gpt2 pytorch memory {dtype} {checkpointing}"
-    return float(lab.once(key, lambda: lab.child("gpt_pytorch", settings))["peak_mib"])
+    return float(lab.once(key, lambda: lab.training("gpt_pytorch", settings))["peak_mib"])

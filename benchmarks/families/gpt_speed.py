@@ -8,10 +8,9 @@ from lab.rows import Measured, Row, at_least
 from .gpt_runs import Comparison, gpt2, gpt_char
 
 
-def speed(lab: Lab, comparison: Comparison) -> Measured:
+def speed(comparison: Comparison) -> Measured:
     peer = comparison.fastest_peer()
     ours, theirs = comparison.tokens_per_second("ours"), comparison.tokens_per_second(peer)
-    peak = lab.peak(comparison.dtype)
     others = [
         f"{who} {comparison.tokens_per_second(who):,.0f} tokens/s"
         for who in comparison.answers
@@ -22,8 +21,8 @@ def speed(lab: Lab, comparison: Comparison) -> Measured:
         theirs,
         "tokens/s",
         ours / theirs,
-        peak_share=comparison.gflops("ours") / peak,
-        peer_peak_share=comparison.gflops(peer) / peak,
+        peak_share=comparison.peak_share("ours"),
+        peer_peak_share=comparison.peak_share(peer),
         notes=[f"the peer is PyTorch {peer}" + "".join(f"; {other}" for other in others), *comparison.notes],
         is_valid=comparison.same_work,
     )
@@ -31,14 +30,14 @@ def speed(lab: Lab, comparison: Comparison) -> Measured:
 
 def peak_share(lab: Lab, dtype: str) -> Measured:
     comparison = gpt2(lab, dtype)
-    gflops, peak = comparison.gflops("ours"), lab.peak(dtype)
+    share = comparison.peak_share("ours")
     return Measured(
-        gflops,
-        peak,
+        comparison.gflops("ours"),
+        comparison.peak_gflops(),
         "GFLOP/s",
-        gflops / peak,
-        peak_share=gflops / peak,
-        peer_peak_share=comparison.gflops("eager") / peak,
+        share,
+        peak_share=share,
+        peer_peak_share=comparison.peak_share("eager"),
         notes=[f"the peer is the {dtype} multiply-add peak of {lab.threads} threads"],
         is_valid=comparison.same_work,
     )
@@ -48,10 +47,10 @@ GPT_CHAR = "GPT 10.8 M, T=256, 4 micro-batches of 8"
 GPT2 = "GPT-2 124 M, T=256, 4 micro-batches of 4"
 
 ROWS = [
-    Row("gpt-char-f32", GPT_CHAR, at_least(1.35), lambda lab: speed(lab, gpt_char(lab, "f32"))),
-    Row("gpt-char-bf16", GPT_CHAR, at_least(1.5), lambda lab: speed(lab, gpt_char(lab, "bf16"))),
-    Row("gpt2-124m-f32", GPT2, at_least(1.4), lambda lab: speed(lab, gpt2(lab, "f32"))),
-    Row("gpt2-124m-bf16", GPT2, at_least(1.6), lambda lab: speed(lab, gpt2(lab, "bf16"))),
+    Row("gpt-char-f32", GPT_CHAR, at_least(1.35), lambda lab: speed(gpt_char(lab, "f32"))),
+    Row("gpt-char-bf16", GPT_CHAR, at_least(1.5), lambda lab: speed(gpt_char(lab, "bf16"))),
+    Row("gpt2-124m-f32", GPT2, at_least(1.4), lambda lab: speed(gpt2(lab, "f32"))),
+    Row("gpt2-124m-bf16", GPT2, at_least(1.6), lambda lab: speed(gpt2(lab, "bf16"))),
     Row("gpt2-peak-share-f32", GPT2, at_least(0.85), lambda lab: peak_share(lab, "f32")),
     Row("gpt2-peak-share-bf16", GPT2, at_least(0.75), lambda lab: peak_share(lab, "bf16")),
 ]

@@ -17,16 +17,17 @@ def measure(lab: Lab) -> Measured:
     config = {**MODELS["gpt-char"], "window": 1}
     settings = {"config": config, "dtype": "f32", "warm_up": 1, "updates": lab.rounds(8, 4)}
     seconds: dict[int, list[float]] = {1: [], 2: []}
+    peaks: dict[int, list[float]] = {1: [], 2: []}
     rounds = lab.rounds(3, 2)
     for index in range(rounds):
         lab.progress(f"round {index + 1} of {rounds}: 1 thread, 2 threads")
         for threads in (1, 2):
-            answer = lab.child("gpt_ours", settings, threads)
+            answer = lab.training("gpt_ours", settings, threads)
             seconds[threads] += answer["seconds"]
-            lab.sample_peak("f32", threads)
+            peaks[threads] += answer["peaks"]
     one, two = (answer["tokens"] / median(seconds[threads]) for threads in (1, 2))
-    peaks = lab.peak("f32", 2) / lab.peak("f32", 1)
-    notes = [f"the peer is ours on 1 thread; the multiply-add peak of this machine grows {peaks:.2f}x"]
+    growth = median(peaks[2]) / median(peaks[1])
+    notes = [f"the peer is ours on 1 thread; the multiply-add peak of this machine grows {growth:.2f}x"]
     return Measured(two, one, "tokens/s", two / one, notes=notes)
 
 

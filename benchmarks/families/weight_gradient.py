@@ -9,14 +9,12 @@ from lab.lab import Lab
 from lab.rows import Measured, Row, Unsupported, at_most
 
 SHAPE = {"batch": 8, "time": 256, "inputs": 768, "outputs": 3072}
-FLOPS = 2 * SHAPE["batch"] * SHAPE["time"] * SHAPE["inputs"] * SHAPE["outputs"]
 
 
 def measure_dtype(lab: Lab, dtype: str) -> tuple[float, float]:
     """Both alternate in one process, where the machine's drift meets them alike."""
     settings: dict[str, Any] = {**SHAPE, "dtype": dtype, "repeats": lab.rounds(60, 30)}
     answer = lab.child("weight_gradient", settings)
-    lab.sample_peak(dtype)
     return median(answer["by_sample"]), median(answer["whole"])
 
 
@@ -27,16 +25,7 @@ def measure(lab: Lab) -> Measured:
         note = f"bf16: {1e3 * bf16[0]:.1f} against {1e3 * bf16[1]:.1f} ms, {bf16[0] / bf16[1]:.3f}x"
     except Unsupported as reason:
         note = f"bf16: {reason}"
-    peak = lab.peak("f32")
-    return Measured(
-        1e3 * by_sample,
-        1e3 * whole,
-        "ms",
-        by_sample / whole,
-        peak_share=FLOPS / by_sample / 1e9 / peak,
-        peer_peak_share=FLOPS / whole / 1e9 / peak,
-        notes=[note],
-    )
+    return Measured(1e3 * by_sample, 1e3 * whole, "ms", by_sample / whole, notes=[note])
 
 
 ROWS = [Row("weight-gradient", "[8, 256, 768] by [3072, 768]", at_most(1.08), measure)]

@@ -12,7 +12,7 @@ LONG = 64
 
 def run(lab: Lab, window: int) -> Answer:
     config = {**MODELS["gpt-char"], "batch": 1, "window": window}
-    return lab.child("gpt_ours", {"config": config, "dtype": "f32", "warm_up": 1, "updates": 1})
+    return lab.training("gpt_ours", {"config": config, "dtype": "f32", "warm_up": 1, "updates": 1})
 
 
 def measure(lab: Lab) -> Measured:

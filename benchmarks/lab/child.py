@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,34 @@ def python() -> str:
     return str(VENV_PYTHON) if VENV_PYTHON.exists() else sys.executable
 
 
-def run_program(command: list[str], threads: int, library: Path) -> Any:
+@dataclass(frozen=True)
+class Build:
+    """The library, and the header and binding that fit it: copies, so that a build in the meantime does not mix
+    two of them in one table."""
+
+    library: Path
+    header: Path
+    bindings: Path
+
+    @classmethod
+    def copied(cls, library: Path, directory: Path) -> Build:
+        shutil.copytree(REPOSITORY / "bindings" / "python" / "gradaccum", directory / "python" / "gradaccum")
+        return cls(
+            Path(shutil.copy(library, directory / "libgradaccum.so.1")),
+            Path(shutil.copy(REPOSITORY / "include" / "gradaccum.h", directory)),
+            directory / "python",
+        )
+
+
+def run_program(command: list[str], threads: int, build: Build) -> Any:
     """The value of the last line that the command prints."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "GRADACCUM_NUM_THREADS": str(threads),
-        "GRADACCUM_LIBRARY": str(library),
-        "PYTHONPATH": str(REPOSITORY / "bindings" / "python"),
+        "GRADACCUM_LIBRARY": str(build.library),
+        "PYTHONPATH": str(build.bindings),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -44,10 +65,10 @@ def run_program(command: list[str], threads: int, library: Path) -> Any:
     return json.loads(lines[-1])
 
 
-def run_child(script: str, settings: dict[str, Any], threads: int, library: Path) -> dict[str, Any]:
+def run_child(script: str, settings: dict[str, Any], threads: int, build: Build) -> dict[str, Any]:
     """Runs children/<script>.py with the settings; it prints an object, with "unsupported" if it has to."""
     command = [python(), str(BENCHMARKS / "children" / f"{script}.py"), json.dumps(settings)]
-    answer: dict[str, Any] = run_program(command, threads, library)
+    answer: dict[str, Any] = run_program(command, threads, build)
     if "unsupported" in answer:
         raise Unsupported(answer["unsupported"])
     return answer

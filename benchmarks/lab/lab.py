@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, TypeVar
 
-from .child import run_child, run_program
+from .child import Build, run_child, run_program
 from .native import build_program
 
 Value = TypeVar("Value")
@@ -17,12 +16,11 @@ Value = TypeVar("Value")
 
 @dataclass
 class Lab:
-    directory: Path  # for what is built and copied, gone after the run
-    library: Path  # a copy, so that a build in the meantime does not mix two libraries in one table
+    directory: Path  # for what is built, gone after the run
+    build: Build
     threads: int
     quick: bool
     _measured: dict[str, Any] = field(default_factory=dict)
-    _peaks: dict[tuple[str, int], list[float]] = field(default_factory=dict)
 
     def rounds(self, full: int, quick: int) -> int:
         return quick if self.quick else full
@@ -45,19 +43,18 @@ class Lab:
     # ====== Measurements ======
 
     def child(self, script: str, settings: dict[str, Any], threads: int | None = None) -> dict[str, Any]:
-        return run_child(script, settings, threads or self.threads, self.library)
+        return run_child(script, settings, threads or self.threads, self.build)
+
+    def training(self, script: str, settings: dict[str, Any], threads: int | None = None) -> dict[str, Any]:
+        """A child that also measures the multiply-add peak around each of its updates."""
+        threads = threads or self.threads
+        command = [str(self.built("fma_peak")), settings["dtype"], str(threads)]
+        return self.child(script, {**settings, "peak": command}, threads)
+
+    def built(self, name: str, *, linked: bool = False) -> Path:
+        build = self.build if linked else None
+        return self.once(f"build {name}", lambda: build_program(name, self.directory, build))
 
     def program(self, name: str, arguments: Sequence[object], *, linked: bool = False) -> Any:
-        library = self.library if linked else None
-        path = self.once(f"build {name}", lambda: build_program(name, self.directory, library))
-        return run_program([str(path), *map(str, arguments)], self.threads, self.library)
-
-    def sample_peak(self, dtype: str, threads: int | None = None) -> None:
-        """Measures the multiply-add peak now. Each round does, as the machine's speed drifts."""
-        threads = threads or self.threads
-        measured = self.program("fma_peak", [dtype, threads])
-        self._peaks.setdefault((dtype, threads), []).append(measured["gflops"])
-
-    def peak(self, dtype: str, threads: int | None = None) -> float:
-        """The median of the peaks measured in this run, in GFLOP/s."""
-        return median(self._peaks[dtype, threads or self.threads])
+        command = [str(self.built(name, linked=linked)), *map(str, arguments)]
+        return run_program(command, self.threads, self.build)

@@ -14,7 +14,7 @@
 
 #define CHAINS 16
 #define ROUNDS 20000
-#define SECONDS 0.4
+#define SECONDS 0.25
 
 #if defined(__AVX512F__)
 typedef __m512 vector;

@@ -13,6 +13,7 @@ One update from micro-batches of any size:
 """
 
 from .accumulator import Accumulator, Outcome, Report
+from .checkpointing import checkpoint
 from .errors import (
     GADTypeError,
     GAError,
@@ -38,6 +39,7 @@ from .ops import (
     gradients,
     layer_norm,
     linear,
+    linear_cross_entropy,
     matmul,
     mean,
     mse,

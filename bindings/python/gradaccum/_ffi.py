@@ -121,6 +121,8 @@ class Report(_Sized):
 AllocateFn = CFUNCTYPE(c_void_p, c_size_t, c_size_t, c_void_p)
 ReleaseFn = CFUNCTYPE(None, c_void_p, c_size_t, c_void_p)
 WrapReleaseFn = CFUNCTYPE(None, c_void_p, c_void_p)
+BlockFn = CFUNCTYPE(c_int32, POINTER(c_void_p), POINTER(c_void_p), c_int64, c_void_p)
+BlockReleaseFn = CFUNCTYPE(None, c_void_p)
 
 _handle = c_void_p  # a ga_tensor *, ga_scope *, ga_optimizer * or ga_accumulator *
 _handles = POINTER(c_void_p)  # an array of them, or the address that one is written to
@@ -186,6 +188,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_relu": (_Status, (_handles, _handle)),
     "ga_softmax": (_Status, (_handles, _handle, c_int32)),
     "ga_cross_entropy": (_Status, (_handles, _handle, _handle, c_int64, c_int32)),
+    "ga_linear_cross_entropy": (_Status, (_handles, _handle, _handle, _handle, c_int64, c_int32)),
     "ga_mse": (_Status, (_handles, _handle, _handle, c_int32)),
     "ga_embedding": (_Status, (_handles, _handle, _handle)),
     "ga_causal_attention": (_Status, (_handles, _handle, _handle, _handle, c_int32)),
@@ -199,6 +202,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_set_recording": (_Status, (c_int32,)),
     "ga_recording": (_Status, (_int32s,)),
     "ga_gradients": (_Status, (_handles, _handle, _handles, c_int64)),
+    "ga_checkpoint": (_Status, (_handles, _handles, c_int64, BlockFn, c_void_p, BlockReleaseFn)),
     # Optimizers
     "ga_sgd_create": (_Status, (_handles, _handles, c_int64, POINTER(SGDOptions))),
     "ga_adam_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamOptions))),

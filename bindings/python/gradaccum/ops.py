@@ -95,6 +95,26 @@ def cross_entropy(
     )
 
 
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int | None = None,
+    reduction: str = "sum",
+) -> Tensor:
+    """cross_entropy of linear(hidden, weight), to the bit, in less memory."""
+    ignored = _ffi.NO_IGNORE_INDEX if ignore_index is None else ignore_index
+    return make(
+        lib.ga_linear_cross_entropy,
+        hidden.handle,
+        weight.handle,
+        targets.handle,
+        ignored,
+        reduction_constant("reduction", reduction),
+    )
+
+
 def mse(prediction: Tensor, target: Tensor, *, reduction: str = "sum") -> Tensor:
     return make(lib.ga_mse, prediction.handle, target.handle, reduction_constant("reduction", reduction))
 
