@@ -60,7 +60,7 @@ $(VENV)/ready: Tests/python/requirements.txt
 	@touch $@
 
 format:
-	$(SWIFT) format -i -r Package.swift Sources Tests
+	$(SWIFT) format -i -r Package.swift Sources/Kernels Sources/GradAccum Sources/GradAccumC Tests
 
 clean:
 	rm -rf build .build

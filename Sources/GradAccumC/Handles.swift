@@ -56,7 +56,8 @@ final class HandleTable: @unchecked Sendable {
             slots[index].generation = (slots[index].generation &+ 1) & HandleTable.generationMask
             slots[index].kind = kind
             slots[index].object = object
-            let number = slots[index].generation << (HandleTable.slotBits + 4) | UInt64(index) << 4 | UInt64(kind.rawValue)
+            let number =
+                slots[index].generation << (HandleTable.slotBits + 4) | UInt64(index) << 4 | UInt64(kind.rawValue)
             return OpaquePointer(bitPattern: UInt(number))!
         }
     }
@@ -96,7 +97,8 @@ func borrow<Object: AnyObject>(
         throw GAError(.invalidArgument, "\(argument()) is NULL: pass a \(kind.name)")
     }
     guard let object = HandleTable.shared.find(handle, kind) as? Object else {
-        throw GAError(.invalidArgument, "\(argument()) is no live \(kind.name): was it freed, or is it of another type?")
+        throw GAError(
+            .invalidArgument, "\(argument()) is no live \(kind.name): was it freed, or is it of another type?")
     }
     return object
 }

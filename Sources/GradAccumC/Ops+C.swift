@@ -2,7 +2,8 @@ import CGradAccum
 import GradAccum
 
 @_cdecl("ga_add") @implementation
-public func ga_add(_ out: UnsafeMutablePointer<OpaquePointer?>!, _ a: OpaquePointer!, _ b: OpaquePointer!) -> ga_status {
+public func ga_add(_ out: UnsafeMutablePointer<OpaquePointer?>!, _ a: OpaquePointer!, _ b: OpaquePointer!) -> ga_status
+{
     making(out) { () throws(GAError) in try tensor(a, "a") + tensor(b, "b") }
 }
 
@@ -21,12 +22,16 @@ public func ga_multiply(
 }
 
 @_cdecl("ga_divide") @implementation
-public func ga_divide(_ out: UnsafeMutablePointer<OpaquePointer?>!, _ a: OpaquePointer!, _ b: OpaquePointer!) -> ga_status {
+public func ga_divide(_ out: UnsafeMutablePointer<OpaquePointer?>!, _ a: OpaquePointer!, _ b: OpaquePointer!)
+    -> ga_status
+{
     making(out) { () throws(GAError) in try tensor(a, "a") / tensor(b, "b") }
 }
 
 @_cdecl("ga_matmul") @implementation
-public func ga_matmul(_ out: UnsafeMutablePointer<OpaquePointer?>!, _ a: OpaquePointer!, _ b: OpaquePointer!) -> ga_status {
+public func ga_matmul(_ out: UnsafeMutablePointer<OpaquePointer?>!, _ a: OpaquePointer!, _ b: OpaquePointer!)
+    -> ga_status
+{
     making(out) { () throws(GAError) in try matmul(tensor(a, "a"), tensor(b, "b")) }
 }
 
@@ -175,6 +180,8 @@ public func ga_cast(_ out: UnsafeMutablePointer<OpaquePointer?>!, _ x: OpaquePoi
 
 /// The axes of a reduction, nil for all.
 private func chosenAxes(_ axes: UnsafePointer<Int32>?, _ count: Int32) throws(GAError) -> [Int]? {
-    let chosen = try array(axes, Int64(count), most: Int64(GA_MAX_RANK), "axes", countedBy: "axis_count").map { Int($0) }
+    let chosen = try array(axes, Int64(count), most: Int64(GA_MAX_RANK), "axes", countedBy: "axis_count").map {
+        Int($0)
+    }
     return chosen.isEmpty ? nil : chosen
 }

@@ -64,7 +64,8 @@ public func ga_set_allocator(
     guarded { () throws(GAError) in
         switch (allocate, release) {
         case (nil, nil): try Runtime.setAllocator(.system)
-        case (let allocate?, let release?): try Runtime.setAllocator(Allocator(allocate: allocate, release: release, user: user))
+        case (let allocate?, let release?):
+            try Runtime.setAllocator(Allocator(allocate: allocate, release: release, user: user))
         default:
             throw GAError(
                 .invalidArgument, "set_allocator: allocate and release must both be given, or both be NULL")

@@ -60,7 +60,9 @@ final class AccumulatorTests: XCTestCase {
         XCTAssertEqual(try accumulator.step().outcome, .skippedNonFinite)
         XCTAssertEqual(try p.values(), [1])
         for weight in [1e-40, 1e39] {
-            assertThrows(.overflow, naming: "weight") { try accumulator.accumulate(try self.loss(p, [1]), weight: weight) }
+            assertThrows(.overflow, naming: "weight") {
+                try accumulator.accumulate(try self.loss(p, [1]), weight: weight)
+            }
         }
     }
 
@@ -76,7 +78,9 @@ final class AccumulatorTests: XCTestCase {
         try q.setRequiresGrad(true)
         let alone = try (q * q).sum()
         try q.setRequiresGrad(false)
-        assertThrows(.invalidArgument, naming: "depends on no parameter") { try accumulator.accumulate(alone, weight: 1) }
+        assertThrows(.invalidArgument, naming: "depends on no parameter") {
+            try accumulator.accumulate(alone, weight: 1)
+        }
     }
 
     func testACallbackCannotEndTheWindowOfAnOpenMicroBatch() throws {

@@ -48,7 +48,8 @@ final class GradientTests: XCTestCase {
             // What rounding can do: an ulp of each output, seen through its weight, over the step.
             let magnitude = try result.values().reduce(0) { $0 + Double(abs($1)) }
             let length = slopes.reduce(0) { $0 + Double(abs($1)) }
-            let tolerance = 4 * 0x1p-24 * magnitude / Double(h) + 2e-4 * length / Double(max(slopes.count, 1)).squareRoot() + 1e-5
+            let tolerance =
+                4 * 0x1p-24 * magnitude / Double(h) + 2e-4 * length / Double(max(slopes.count, 1)).squareRoot() + 1e-5
             XCTAssertEqual(slope, quotient, accuracy: tolerance, "\(opCase.name), operand \(index)")
         }
     }

@@ -68,7 +68,9 @@ struct OpCase: Sendable {
         OpCase("matmul, single rows", [.sample(7, 9), .parameter(9, 37)]) { try matmul($0[0], $0[1]) },
         OpCase("matmul, sequences", [.sample(7, 20, 9), .parameter(9, 37)]) { try matmul($0[0], $0[1]) },
         OpCase("matmul, parameter first", [.sample(7, 20, 9), .parameter(6, 20)]) { try matmul($0[1], $0[0]) },
-        OpCase("matmul, batches on both sides", [.sample(7, 2, 4, 5), .parameter(2, 5, 3)]) { try matmul($0[0], $0[1]) },
+        OpCase("matmul, batches on both sides", [.sample(7, 2, 4, 5), .parameter(2, 5, 3)]) {
+            try matmul($0[0], $0[1])
+        },
         OpCase("linear, single rows", [.sample(7, 11), .parameter(35, 11), .parameter(35)]) {
             try $0[0].linear($0[1], $0[2])
         },

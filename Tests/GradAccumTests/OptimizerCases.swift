@@ -13,14 +13,18 @@ struct OptimizerCase: Sendable {
         sgd("sgd with weight decay", SGD(learningRate: 0.1, weightDecay: 0.05)),
         sgd("sgd with momentum", SGD(learningRate: 0.05, momentum: 0.9)),
         sgd("sgd with Nesterov momentum", SGD(learningRate: 0.05, momentum: 0.9, weightDecay: 0.01, nesterov: true)),
-        OptimizerCase(name: "adam", make: { p throws(GAError) in try Optimizer(p, Adam(learningRate: 0.02, weightDecay: 0.1)) }) {
+        OptimizerCase(
+            name: "adam", make: { p throws(GAError) in try Optimizer(p, Adam(learningRate: 0.02, weightDecay: 0.1)) }
+        ) {
             p, g, state, update in
             let moved = moments(g + 0.1 * p, &state, update, 0.9, 0.999, 1e-8)
             p -= 0.02 * moved
         },
         OptimizerCase(
             name: "adamw",
-            make: { p throws(GAError) in try Optimizer(p, AdamW(learningRate: 0.02, beta1: 0.8, beta2: 0.95, weightDecay: 0.1)) }
+            make: { p throws(GAError) in
+                try Optimizer(p, AdamW(learningRate: 0.02, beta1: 0.8, beta2: 0.95, weightDecay: 0.1))
+            }
         ) { p, g, state, update in
             p *= 1 - 0.02 * 0.1
             p -= 0.02 * moments(g, &state, update, 0.8, 0.95, 1e-8)

@@ -23,7 +23,8 @@ final class OptimizerTests: XCTestCase {
         let buffers = values.map { UnsafeMutableBufferPointer<Float>.allocate(capacity: $0.count) }
         defer { for buffer in buffers { buffer.deallocate() } }
         for (buffer, value) in zip(buffers, values) { _ = buffer.initialize(from: value) }
-        try accumulator.accumulate(gradients: buffers.map { UnsafeRawPointer($0.baseAddress!) }, loss: 0, weight: weight)
+        try accumulator.accumulate(
+            gradients: buffers.map { UnsafeRawPointer($0.baseAddress!) }, loss: 0, weight: weight)
     }
 
     func testParityWithTheRuleInDouble() throws {
@@ -102,7 +103,9 @@ final class OptimizerTests: XCTestCase {
                 try accumulator.accumulate(loss, weight: 1)
                 _ = try accumulator.step()
             }
-            for parameter in parameters { for value in try parameter.values() { XCTAssertLessThan(abs(value), 1e-3, row.name) } }
+            for parameter in parameters {
+                for value in try parameter.values() { XCTAssertLessThan(abs(value), 1e-3, row.name) }
+            }
         }
     }
 

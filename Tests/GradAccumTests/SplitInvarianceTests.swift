@@ -48,7 +48,8 @@ final class SplitInvarianceTests: XCTestCase {
             let text = (0..<(batch * (time + 1))).map { _ in Int64.random(in: 0..<23, using: &generator) }
             func weights(_ split: [Range<Int>], threads: Int) throws -> [[UInt32]] {
                 try withThreads(threads) {
-                    let model = try TinyGPT(vocabulary: 23, layers: layers, channels: channels, heads: heads, time: time)
+                    let model = try TinyGPT(
+                        vocabulary: 23, layers: layers, channels: channels, heads: heads, time: time)
                     let accumulator = try Accumulator(
                         try Optimizer(model.parameters, AdamW(learningRate: 1e-2)), .init(maxGradNorm: 1))
                     for _ in 0..<3 {
@@ -101,7 +102,8 @@ final class SplitInvarianceTests: XCTestCase {
             for threads in 1...4 {
                 for _ in 0..<3 {
                     let split = randomSplit(samples, &generator)
-                    XCTAssertEqual(whole, try gradients(split, threads: threads), "\(sizes) \(split), \(threads) threads")
+                    XCTAssertEqual(
+                        whole, try gradients(split, threads: threads), "\(sizes) \(split), \(threads) threads")
                 }
             }
         }

@@ -44,11 +44,13 @@ public final class Accumulator {
         }
         guard options.accumulationSteps >= 1 else {
             throw GAError(
-                .invalidArgument, "accumulator: accumulation_steps is \(options.accumulationSteps): it must be at least 1")
+                .invalidArgument,
+                "accumulator: accumulation_steps is \(options.accumulationSteps): it must be at least 1")
         }
         if let limit = options.maxGradNorm, !limit.isFinite || limit <= 0 {
             throw GAError(
-                .invalidArgument, "accumulator: max_grad_norm is \(limit): it must be finite and above 0, or 0 for none")
+                .invalidArgument, "accumulator: max_grad_norm is \(limit): it must be finite and above 0, or 0 for none"
+            )
         }
         self.optimizer = optimizer
         self.options = options
@@ -128,7 +130,8 @@ public final class Accumulator {
         guard weight.isFinite && weight >= 0 else {
             throw GAError(.invalidArgument, "\(operation): weight is \(weight): it must be finite and at least 0")
         }
-        guard weight == 0 || Accumulator.weights.contains(weight), window.weight + weight <= Accumulator.weights.upperBound
+        guard weight == 0 || Accumulator.weights.contains(weight),
+            window.weight + weight <= Accumulator.weights.upperBound
         else {
             throw GAError(
                 .overflow,
@@ -156,7 +159,8 @@ public final class Accumulator {
 
     private func requireClosed(_ operation: StaticString) throws(GAError) {
         guard !window.isOpen else {
-            throw GAError(.state, "\(operation): this accumulator is in the middle of an accumulate: call it afterwards")
+            throw GAError(
+                .state, "\(operation): this accumulator is in the middle of an accumulate: call it afterwards")
         }
     }
 

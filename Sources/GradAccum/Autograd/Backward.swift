@@ -100,7 +100,8 @@ func sum(of places: [GradientBuffer], shape: [Int]) throws(GAError) -> Tensor {
     for place in places where !place.isEmpty {
         try elementwise(total.elementCount) { start, count in
             Runtime.kernels.add_scaled(
-                total.floats + start, place.tensor.floats + start, place.tensor.dtype.format, 1, Int64(count), accumulate)
+                total.floats + start, place.tensor.floats + start, place.tensor.dtype.format, 1, Int64(count),
+                accumulate)
         }
         accumulate = 1
     }
@@ -113,7 +114,8 @@ extension Tensor {
         try requireLoss(self, "gradients")
         for input in inputs {
             guard input.isGradientLeaf && input.root === input else {
-                throw GAError(.invalidArgument, "gradients: \(input.label) in inputs is not a leaf that requires a gradient")
+                throw GAError(
+                    .invalidArgument, "gradients: \(input.label) in inputs is not a leaf that requires a gradient")
             }
         }
         let sink = FreshGradients()

@@ -45,7 +45,8 @@ final class Node {
     func requireUsable() throws(GAError) {
         guard backward != nil else {
             throw GAError(
-                .state, "the graph is used up: its \(operation) has gone through backward already; compute the loss anew")
+                .state,
+                "the graph is used up: its \(operation) has gone through backward already; compute the loss anew")
         }
         for (input, version) in zip(inputs, versions) where input.storage.version != version {
             throw GAError(

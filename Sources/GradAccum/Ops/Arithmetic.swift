@@ -2,8 +2,12 @@ import CShims
 
 extension Tensor {
     public static func + (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_ADD, "add", a, b) }
-    public static func - (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_SUBTRACT, "subtract", a, b) }
-    public static func * (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_MULTIPLY, "multiply", a, b) }
+    public static func - (a: Tensor, b: Tensor) throws(GAError) -> Tensor {
+        try binary(SHIMS_SUBTRACT, "subtract", a, b)
+    }
+    public static func * (a: Tensor, b: Tensor) throws(GAError) -> Tensor {
+        try binary(SHIMS_MULTIPLY, "multiply", a, b)
+    }
     public static func / (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_DIVIDE, "divide", a, b) }
 }
 

@@ -10,7 +10,8 @@ extension Tensor {
             try tensor.require(.float32, "causal_attention", argument)
             guard tensor.rank == 3 else {
                 throw GAError(
-                    .shape, "causal_attention: \(argument) has shape \(tensor.shape), and [batch, time, channels] is needed")
+                    .shape,
+                    "causal_attention: \(argument) has shape \(tensor.shape), and [batch, time, channels] is needed")
             }
             try tensor.require(shape: shape, "causal_attention", argument)
         }
@@ -107,7 +108,8 @@ private struct AttentionShape {
                 let rows = blocks.count(block)
                 let seen = start + rows
                 let scores = Matrix(scratch.floats, row: seen)
-                try MatrixProduct.gemm(scores, q.at(start, 0), k.transposed, m: rows, n: seen, k: channels, accumulate: 0)
+                try MatrixProduct.gemm(
+                    scores, q.at(start, 0), k.transposed, m: rows, n: seen, k: channels, accumulate: 0)
                 Runtime.kernels.attention_softmax(
                     scores.address, logSumExp + ((entry * heads + head) * time + start), Int64(rows), Int64(seen),
                     Int64(seen), Int64(start), scale)
@@ -141,7 +143,8 @@ private struct AttentionShape {
                 Runtime.kernels.dot_rows(
                     delta.floats, doBlock.address, Int64(doBlock.row), oBlock.address, Int64(oBlock.row), Int64(rows),
                     Int64(channels))
-                try MatrixProduct.gemm(scores, q.at(start, 0), k.transposed, m: rows, n: seen, k: channels, accumulate: 0)
+                try MatrixProduct.gemm(
+                    scores, q.at(start, 0), k.transposed, m: rows, n: seen, k: channels, accumulate: 0)
                 try MatrixProduct.gemm(dScores, doBlock, v.transposed, m: rows, n: seen, k: channels, accumulate: 0)
                 Runtime.kernels.attention_softmax_gradient(
                     scores.address, dScores.address, logSumExp + ((entry * heads + head) * time + start), delta.floats,

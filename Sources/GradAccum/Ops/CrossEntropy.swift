@@ -19,7 +19,8 @@ extension Tensor {
         let logits = try packedData()
         let likelihood = try Likelihood(logits.shape, targets, ignoreIndex, reduction, "cross_entropy")
         let out = try likelihood.loss(logits.floats)
-        return out.recorded("cross_entropy", from: [self], isMean: reduction == .mean) { dy, gradients throws(GAError) in
+        return out.recorded("cross_entropy", from: [self], isMean: reduction == .mean) {
+            dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try likelihood.gradient(dx, logits.floats, seed: dy.floats[0], accumulate)
             }

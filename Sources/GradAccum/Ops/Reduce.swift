@@ -38,7 +38,8 @@ extension Tensor {
                     SHIMS_DIVIDE, out.floats + start, out.floats + start, 1, &step, 0, Int64(count))
             }
         }
-        return out.recorded(name, from: [self], isMean: isMean && (rank == 0 || isReduced[0])) { dy, gradients throws(GAError) in
+        return out.recorded(name, from: [self], isMean: isMean && (rank == 0 || isReduced[0])) {
+            dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 let runs = Runs(shape, Shape.broadcastStrides(kept, to: shape), Shape.contiguousStrides(shape))
                 let scale = isMean ? divisor : 1

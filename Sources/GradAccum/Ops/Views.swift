@@ -6,7 +6,8 @@ extension Tensor {
             sizes[open] = 1
             let known = try Shape.elementCount(sizes, "reshape")
             guard known > 0 && elementCount % known == 0 else {
-                throw GAError(.shape, "reshape: shape \(wanted) does not divide the \(elementCount) elements of \(shape)")
+                throw GAError(
+                    .shape, "reshape: shape \(wanted) does not divide the \(elementCount) elements of \(shape)")
             }
             sizes[open] = elementCount / known
         }

@@ -8,9 +8,15 @@ public final class Optimizer {
     private let slots: [[Tensor]]
     weak var accumulator: Accumulator?
 
-    public convenience init(_ parameters: [Tensor], _ rule: SGD) throws(GAError) { try self.init(parameters, rule: rule) }
-    public convenience init(_ parameters: [Tensor], _ rule: Adam) throws(GAError) { try self.init(parameters, rule: rule) }
-    public convenience init(_ parameters: [Tensor], _ rule: AdamW) throws(GAError) { try self.init(parameters, rule: rule) }
+    public convenience init(_ parameters: [Tensor], _ rule: SGD) throws(GAError) {
+        try self.init(parameters, rule: rule)
+    }
+    public convenience init(_ parameters: [Tensor], _ rule: Adam) throws(GAError) {
+        try self.init(parameters, rule: rule)
+    }
+    public convenience init(_ parameters: [Tensor], _ rule: AdamW) throws(GAError) {
+        try self.init(parameters, rule: rule)
+    }
 
     /// Different contiguous float32 leaves, none of another optimizer; they become parameters if they were not.
     private init(_ parameters: [Tensor], rule: some UpdateRule) throws(GAError) {
@@ -40,7 +46,8 @@ public final class Optimizer {
         for (index, parameter) in parameters.enumerated() {
             try parameter.requireLeafable("optimizer: parameters[\(index)]")
             guard parameter.storage.owner == nil else {
-                throw GAError(.state, "optimizer: parameters[\(index)] belongs to another optimizer: free that one first")
+                throw GAError(
+                    .state, "optimizer: parameters[\(index)] belongs to another optimizer: free that one first")
             }
         }
         let byAddress = parameters.indices.filter { parameters[$0].elementCount > 0 }

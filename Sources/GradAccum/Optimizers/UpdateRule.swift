@@ -27,8 +27,11 @@ extension UpdateRule {
     /// Errors: `invalidArgument` unless the value is finite and in the range.
     func require(_ value: Double, _ option: StaticString, in range: ClosedRange<Double>) throws(GAError) {
         guard Float(value).isFinite && range.contains(value) else {
-            let upper = range.upperBound.isInfinite ? "and at least \(range.lowerBound)" : "in \(range.lowerBound) ... \(range.upperBound)"
-            throw GAError(.invalidArgument, "\(Self.name): \(option) is \(value): it must be finite in float32 \(upper)")
+            let upper =
+                range.upperBound.isInfinite
+                ? "and at least \(range.lowerBound)" : "in \(range.lowerBound) ... \(range.upperBound)"
+            throw GAError(
+                .invalidArgument, "\(Self.name): \(option) is \(value): it must be finite in float32 \(upper)")
         }
     }
 

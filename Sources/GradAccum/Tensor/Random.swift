@@ -53,7 +53,8 @@ extension Tensor {
         }
         storage.version += 1
         let still = [Int](repeating: 0, count: rank)
-        try StridedCopy(shape, from: still, to: strides, elementBytes: dtype.byteCount).run(from: one.address, to: address)
+        try StridedCopy(shape, from: still, to: strides, elementBytes: dtype.byteCount).run(
+            from: one.address, to: address)
     }
 
     private func notAnInteger(_ value: Double) -> GAError {
@@ -102,6 +103,7 @@ extension Tensor {
         }
         storage.version += 1
         guard packed !== self else { return }
-        try StridedCopy(shape, from: packed.strides, to: strides, elementBytes: 4).run(from: packed.address, to: address)
+        try StridedCopy(shape, from: packed.strides, to: strides, elementBytes: 4).run(
+            from: packed.address, to: address)
     }
 }

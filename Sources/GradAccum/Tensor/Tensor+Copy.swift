@@ -118,7 +118,8 @@ struct StridedCopy {
         }
     }
 
-    private func copyRow(_ source: UnsafeRawPointer, _ destination: UnsafeMutableRawPointer, _ size: Int, _ inner: Int) {
+    private func copyRow(_ source: UnsafeRawPointer, _ destination: UnsafeMutableRawPointer, _ size: Int, _ inner: Int)
+    {
         let from = fromStrides[inner]
         let to = toStrides[inner]
         if from == 1 && to == 1 {

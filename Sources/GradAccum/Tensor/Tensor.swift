@@ -36,7 +36,9 @@ public final class Tensor {
         }
     }
 
-    init(_ storage: Storage, _ dtype: DType, _ shape: [Int], strides: [Int], offset: Int = 0, viewOf root: Tensor? = nil) {
+    init(
+        _ storage: Storage, _ dtype: DType, _ shape: [Int], strides: [Int], offset: Int = 0, viewOf root: Tensor? = nil
+    ) {
         self.storage = storage
         self.dtype = dtype
         self.shape = shape
