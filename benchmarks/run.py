@@ -14,6 +14,7 @@ from pathlib import Path
 from families import gpt_memory, gpt_speed, steady_state, threads, weight_gradient, window_end, window_memory
 from lab.child import REPOSITORY, Build, ChildFailed, python, run_program
 from lab.lab import Lab
+from lab.load import TOLERATED
 from lab.report import machine, table, write_json
 from lab.rows import Measured, Result, Row, Unsupported
 
@@ -43,10 +44,14 @@ def parse_arguments() -> argparse.Namespace:
 def measure(lab: Lab, row: Row) -> Result:
     """A row that cannot be measured is in the table, as missed, with the reason."""
     lab.progress(f"{row.name}: {row.what}")
+    lab.other_cpus = 0.0
     try:
-        return Result(row, row.measure(lab))
+        measured = row.measure(lab)
     except (Unsupported, ChildFailed) as reason:
-        return Result(row, Measured(None, None, "-", None, notes=[str(reason)]))
+        measured = Measured(None, None, "-", None, notes=[str(reason)])
+    if lab.other_cpus > TOLERATED:
+        measured.notes.append(f"disturbed: other work kept up to {lab.other_cpus:.1f} CPUs busy meanwhile")
+    return Result(row, measured)
 
 
 def copy_build(directory: Path) -> Build:
@@ -76,7 +81,8 @@ def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory(prefix="gradaccum-bench-") as name:
         directory = Path(name)
-        lab = Lab(directory, copy_build(directory), arguments.threads, arguments.quick)
+        patience = 60.0 if arguments.quick else 240.0
+        lab = Lab(directory, copy_build(directory), arguments.threads, arguments.quick, patience)
         try:
             run_program([python(), "-c", "import torch; print(0)"], 1, lab.build)
         except ChildFailed:

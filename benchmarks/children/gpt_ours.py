@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 
 import numpy as np
@@ -51,26 +50,30 @@ class GPT:
         return head_loss(ga.layer_norm(x, *self.pair("ln_f"), eps=LAYER_NORM_EPS), wte, ga.tensor(targets))
 
 
+class Training:
+    """The model with its window; use_compute_dtype() comes before it."""
+
+    def __init__(self, config: GPTConfig, *, checkpointing: bool = False) -> None:
+        self.gpt = GPT(config, checkpointing=checkpointing)
+        parameters = self.gpt.parameters.values()
+        optimizer = ga.AdamW(parameters, lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
+        self.accumulator = ga.Accumulator(optimizer, max_grad_norm=MAX_GRAD_NORM)
+
+    def update(self, micro_batches: list[tuple[np.ndarray, np.ndarray]]) -> ga.Report:
+        for tokens, targets in micro_batches:
+            self.accumulator.accumulate(self.gpt.loss(tokens, targets), weight=targets.size)
+        return self.accumulator.step()
+
+
 def main() -> None:
     wanted = settings()
     config = GPTConfig(**wanted["config"])
     use_compute_dtype(wanted["dtype"])
-    gpt = GPT(config, checkpointing=wanted.get("checkpointing", False))
-    optimizer = ga.AdamW(
-        gpt.parameters.values(), lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY
-    )
-    accumulator = ga.Accumulator(optimizer, max_grad_norm=MAX_GRAD_NORM)
-
-    def update(micro_batches: list[tuple[np.ndarray, np.ndarray]]) -> ga.Report:
-        for tokens, targets in micro_batches:
-            accumulator.accumulate(gpt.loss(tokens, targets), weight=targets.size)
-        return accumulator.step()
-
+    update = Training(config, checkpointing=wanted.get("checkpointing", False)).update
     batches = config.batches()
     warm_up = next(batches)
     reports = [update(warm_up[: wanted["warm_up"]])]
     memory = ga.memory_usage()
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     times, results = timed_updates(update, batches, wanted)
     reports += results
     after = ga.memory_usage()
@@ -82,7 +85,6 @@ def main() -> None:
             "peak_mib": peak_rss_mib(),
             "library_peak_bytes": after.peak_bytes,
             "allocator_calls": after.allocator_calls - memory.allocator_calls,
-            "page_faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults,
             "tokens": config.tokens,
             "flops": config.flops(),
             "parameters": config.parameter_count(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -36,6 +37,10 @@ def peak_rss_mib() -> float:
     raise RuntimeError("/proc/self/status has no VmHWM")
 
 
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def timed(work: Callable[[], Result]) -> tuple[float, Result]:
     began = time.perf_counter()
     result = work()
@@ -49,15 +54,19 @@ def peak_gflops(command: list[str]) -> float:
 
 def timed_updates(
     update: Callable[[Any], Result], batches: Iterator[Any], wanted: dict[str, Any]
-) -> tuple[dict[str, list[float]], list[Result]]:
-    """The seconds of each update, with the peak before the first and after each; and what the updates returned."""
+) -> tuple[dict[str, list[Any]], list[Result]]:
+    """The seconds and page faults of each update, with the peak before the first and after each; and what the
+    updates returned."""
     seconds: list[float] = []
+    faults: list[int] = []
     results: list[Result] = []
     peaks = [peak_gflops(wanted["peak"])]
     for _ in range(wanted["updates"]):
         batch = next(batches)
+        faults_before = page_faults()
         elapsed, result = timed(lambda: update(batch))
+        faults.append(page_faults() - faults_before)
         seconds.append(elapsed)
         results.append(result)
         peaks.append(peak_gflops(wanted["peak"]))
-    return {"seconds": seconds, "peaks": peaks}, results
+    return {"seconds": seconds, "page_faults": faults, "peaks": peaks}, results

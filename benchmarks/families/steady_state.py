@@ -18,7 +18,7 @@ def allocations(lab: Lab) -> Measured:
     updates = lab.rounds(10, 5)
     config = {**MODELS["gpt-char"], "window": 2}
     answer = lab.training("gpt_ours", {"config": config, "dtype": "f32", "warm_up": 2, "updates": updates})
-    notes = [f"{answer['page_faults'] / updates:.1f} page faults per update, of Python and numpy too"]
+    notes = [f"{sum(answer['page_faults']) / updates:.1f} page faults per update, of Python and numpy too"]
     return Measured(answer["allocator_calls"] / updates, None, "calls/update", None, notes=notes)
 
 

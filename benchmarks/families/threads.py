@@ -12,23 +12,20 @@ from .gpt_runs import MODELS
 
 
 def measure(lab: Lab) -> Measured:
+    """One process trains on both in turn, so that the machine's drift meets them alike."""
     if len(os.sched_getaffinity(0)) < 2:
         raise Unsupported("this process may run on one CPU only")
     config = {**MODELS["gpt-char"], "window": 1}
-    settings = {"config": config, "dtype": "f32", "warm_up": 1, "updates": lab.rounds(8, 4)}
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    peaks: dict[int, list[float]] = {1: [], 2: []}
-    rounds = lab.rounds(3, 2)
-    for index in range(rounds):
-        lab.progress(f"round {index + 1} of {rounds}: 1 thread, 2 threads")
-        for threads in (1, 2):
-            answer = lab.training("gpt_ours", settings, threads)
-            seconds[threads] += answer["seconds"]
-            peaks[threads] += answer["peaks"]
-    one, two = (answer["tokens"] / median(seconds[threads]) for threads in (1, 2))
-    growth = median(peaks[2]) / median(peaks[1])
-    notes = [f"the peer is ours on 1 thread; the multiply-add peak of this machine grows {growth:.2f}x"]
-    return Measured(two, one, "tokens/s", two / one, notes=notes)
+    settings = {"config": config, "updates": lab.rounds(20, 10)}
+    one_peak, two_peak = (lab.program("fma_peak", ["f32", threads])["gflops"] for threads in (1, 2))
+    answer = lab.child("threads_ours", settings, 2)
+    one, two = (answer["tokens"] / median(answer[name]) for name in ("one", "two"))
+    ratio = median(a / b for a, b in zip(answer["one"], answer["two"]))
+    notes = [
+        "the peer is ours on 1 thread, the ratio that of neighbouring updates; "
+        f"the multiply-add peak of this machine grows {two_peak / one_peak:.2f}x"
+    ]
+    return Measured(two, one, "tokens/s", ratio, notes=notes)
 
 
 ROWS = [Row("threads", "GPT 10.8 M on 2 threads and on 1", at_least(1.85), measure)]

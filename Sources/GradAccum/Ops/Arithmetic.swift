@@ -57,53 +57,27 @@ private func binary(_ op: shims_binary, _ name: StaticString, _ a: Tensor, _ b: 
 
 /// A walk over a broadcast shape in runs along which each operand advances by one or stands still.
 struct Runs {
-    private var sizes: [Int] = []
-    private var stridesA: [Int] = []
-    private var stridesB: [Int] = []
+    private let axes: PairedAxes
 
-    init(_ shape: [Int], _ a: [Int], _ b: [Int]) {
-        for axis in shape.indices where shape[axis] != 1 {
-            if let last = sizes.indices.last, stridesA[last] == a[axis] * shape[axis],
-                stridesB[last] == b[axis] * shape[axis]
-            {
-                sizes[last] *= shape[axis]
-                stridesA[last] = a[axis]
-                stridesB[last] = b[axis]
-            } else {
-                sizes.append(shape[axis])
-                stridesA.append(a[axis])
-                stridesB.append(b[axis])
-            }
-        }
-        if sizes.isEmpty { (sizes, stridesA, stridesB) = ([1], [1], [1]) }
-    }
+    /// The strides of two contiguous operands that are read in this shape.
+    init(_ shape: [Int], _ a: [Int], _ b: [Int]) { axes = PairedAxes(shape, a, b) }
 
-    /// Steps of the operands within a run: 0 or 1, as both are contiguous.
-    var innerA: Int { stridesA[stridesA.count - 1] }
-    var innerB: Int { stridesB[stridesB.count - 1] }
+    /// Steps of the operands within a run: 0 or 1.
+    var innerA: Int { axes.rowStepA }
+    var innerB: Int { axes.rowStepB }
 
     /// Calls `body(position, offsetA, offsetB, count)`; the pieces lie one after another at `position`.
     func forEach(_ body: (Int, Int, Int, Int) -> Void) throws(GAError) {
-        let inner = sizes.count - 1
-        let size = sizes[inner]
+        let size = axes.rowSize
         guard size > 0 else { return }
-        let outer = sizes[..<inner].reduce(1, *)
         let pieces = Blocks(size, largest: 16384)
-        let rowsPerTile = max(1, 16384 / size)
-        try Runtime.parallel(count: outer * pieces.count, grain: pieces.count > 1 ? 1 : rowsPerTile) { first, count in
+        let grain = pieces.count > 1 ? 1 : max(1, 16384 / size)
+        try Runtime.parallel(count: axes.rowCount * pieces.count, grain: grain) { first, count in
             for item in first..<(first + count) {
                 let row = item / pieces.count
                 let start = pieces.start(item % pieces.count)
-                var rest = row
-                var offsetA = start * innerA
-                var offsetB = start * innerB
-                for axis in stride(from: inner - 1, through: 0, by: -1) {
-                    let index = rest % sizes[axis]
-                    rest /= sizes[axis]
-                    offsetA += index * stridesA[axis]
-                    offsetB += index * stridesB[axis]
-                }
-                body(row * size + start, offsetA, offsetB, pieces.count(item % pieces.count))
+                let (a, b) = axes.offsets(ofRow: row)
+                body(row * size + start, a + start * innerA, b + start * innerB, pieces.count(item % pieces.count))
             }
         }
     }

@@ -74,7 +74,8 @@ struct LinearLayer {
                 Matrix(y, row: n), Matrix(x, row: k), weight, m: count, n: n, k: k, accumulate: bias == nil ? 0 : 1)
             return
         }
-        try perSample(columns: n) { (sample, row, rowCount, column, columnCount) throws(GAError) in
+        try MatrixProduct.forEachTile(of: samples, rows: rows, columns: n) {
+            (sample, row, rowCount, column, columnCount) throws(GAError) in
             try MatrixProduct.gemm(
                 Matrix(y + sample * ySample, row: n).at(row, column), Matrix(x + sample * xSample, row: k).at(row, 0),
                 weight.at(0, column), m: rowCount, n: columnCount, k: k, accumulate: 0, bias: bias.map { $0 + column })
@@ -91,7 +92,8 @@ struct LinearLayer {
                 Matrix(dx, row: k), Matrix(dy, row: n), weight, m: samples * rows, n: k, k: n, accumulate: accumulate)
             return
         }
-        try perSample(columns: k) { (sample, row, rowCount, column, columnCount) throws(GAError) in
+        try MatrixProduct.forEachTile(of: samples, rows: rows, columns: k) {
+            (sample, row, rowCount, column, columnCount) throws(GAError) in
             try MatrixProduct.gemm(
                 Matrix(dx + sample * xSample, row: k).at(row, column), Matrix(dy + sample * ySample, row: n).at(row, 0),
                 weight.at(0, column), m: rowCount, n: columnCount, k: n, accumulate: accumulate)
@@ -124,22 +126,6 @@ struct LinearLayer {
                     Matrix(x + sample * xSample, row: k).at(0, inputs.start(j)), m: outputs.count(i),
                     n: inputs.count(j), k: rows, accumulate: sample == 0 ? accumulate : 1)
             }
-        }
-    }
-
-    /// Runs `body(sample, row, rowCount, column, columnCount)` for the tiles of every sample's output.
-    private func perSample(
-        columns: Int, _ body: (Int, Int, Int, Int, Int) throws(GAError) -> Void
-    ) throws(GAError) {
-        let rowBlocks = Blocks(rows, largest: MatrixProduct.rowsPerTile)
-        let columnBlocks = Blocks(columns, largest: MatrixProduct.columnsPerTile)
-        let perSample = rowBlocks.count * columnBlocks.count
-        try Runtime.parallel(tiles: samples * perSample) { tile throws(GAError) in
-            let row = tile % perSample / columnBlocks.count
-            let column = tile % columnBlocks.count
-            try body(
-                tile / perSample, rowBlocks.start(row), rowBlocks.count(row), columnBlocks.start(column),
-                columnBlocks.count(column))
         }
     }
 }

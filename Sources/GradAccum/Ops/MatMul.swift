@@ -87,17 +87,10 @@ private func products(
         }
         return
     }
-    let rows = Blocks(m, largest: MatrixProduct.rowsPerTile)
-    let columns = Blocks(n, largest: MatrixProduct.columnsPerTile)
-    let perMatrix = rows.count * columns.count
-    try Runtime.parallel(tiles: count * perMatrix) { index throws(GAError) in
-        let row = index % perMatrix / columns.count
-        let column = index % columns.count
+    try MatrixProduct.forEachTile(of: count, rows: m, columns: n) {
+        (i, row, rowCount, column, columnCount) throws(GAError) in
         try body(
-            index / perMatrix,
-            Tile(
-                byChains: false, row: rows.start(row), rowCount: rows.count(row), column: columns.start(column),
-                columnCount: columns.count(column)))
+            i, Tile(byChains: false, row: row, rowCount: rowCount, column: column, columnCount: columnCount))
     }
 }
 

@@ -49,6 +49,22 @@ enum MatrixProduct {
     /// Samples with fewer rows than this are computed by chains, many samples together.
     static let fewRows = 16
 
+    /// Runs `body(matrix, row, rowCount, column, columnCount)` for the tiles of `count` output matrices.
+    static func forEachTile(
+        of count: Int, rows: Int, columns: Int, _ body: (Int, Int, Int, Int, Int) throws(GAError) -> Void
+    ) throws(GAError) {
+        let rowBlocks = Blocks(rows, largest: rowsPerTile)
+        let columnBlocks = Blocks(columns, largest: columnsPerTile)
+        let perMatrix = rowBlocks.count * columnBlocks.count
+        try Runtime.parallel(tiles: count * perMatrix) { tile throws(GAError) in
+            let row = tile % perMatrix / columnBlocks.count
+            let column = tile % columnBlocks.count
+            try body(
+                tile / perMatrix, rowBlocks.start(row), rowBlocks.count(row), columnBlocks.start(column),
+                columnBlocks.count(column))
+        }
+    }
+
     /// c [m, n] (+)= a [m, k] b [k, n] (+ bias) by oneDNN, on the calling thread; c is contiguous along its rows.
     static func gemm(
         _ c: Matrix, _ a: Matrix, _ b: Matrix, m: Int, n: Int, k: Int, accumulate: Int32,

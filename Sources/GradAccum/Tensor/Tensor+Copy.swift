@@ -71,57 +71,26 @@ extension Tensor {
 
 /// A copy between two arrangements of the same elements.
 struct StridedCopy {
-    private var sizes: [Int] = []
-    private var fromStrides: [Int] = []
-    private var toStrides: [Int] = []
+    private let axes: PairedAxes
     private let elementBytes: Int
 
-    /// Axes of one element are left out and neighbours that lie alike on both sides are joined.
     init(_ shape: [Int], from: [Int], to: [Int], elementBytes: Int) {
+        axes = PairedAxes(shape, from, to)
         self.elementBytes = elementBytes
-        // Elements that are all one on both sides are copied once.
-        for axis in shape.indices where shape[axis] != 1 && !(shape[axis] > 1 && from[axis] == 0 && to[axis] == 0) {
-            if let last = sizes.indices.last, fromStrides[last] == from[axis] * shape[axis],
-                toStrides[last] == to[axis] * shape[axis]
-            {
-                sizes[last] *= shape[axis]
-                fromStrides[last] = from[axis]
-                toStrides[last] = to[axis]
-            } else {
-                sizes.append(shape[axis])
-                fromStrides.append(from[axis])
-                toStrides.append(to[axis])
-            }
-        }
-        if sizes.isEmpty { (sizes, fromStrides, toStrides) = ([1], [1], [1]) }
     }
 
     func run(from source: UnsafeRawPointer, to destination: UnsafeMutableRawPointer) throws(GAError) {
-        let inner = sizes.count - 1
-        let size = sizes[inner]
-        let outerCount = sizes[..<inner].reduce(1, *)
-        guard size > 0 && outerCount > 0 else { return }
-        let rowsPerTile = max(1, 16384 / size)
-        try Runtime.parallel(count: outerCount, grain: rowsPerTile) { first, count in
+        guard axes.rowSize > 0 && axes.rowCount > 0 else { return }
+        try Runtime.parallel(count: axes.rowCount, grain: max(1, 16384 / axes.rowSize)) { first, count in
             for row in first..<(first + count) {
-                var rest = row
-                var fromOffset = 0
-                var toOffset = 0
-                for axis in stride(from: inner - 1, through: 0, by: -1) {
-                    let index = rest % sizes[axis]
-                    rest /= sizes[axis]
-                    fromOffset += index * fromStrides[axis]
-                    toOffset += index * toStrides[axis]
-                }
-                copyRow(source + fromOffset * elementBytes, destination + toOffset * elementBytes, size, inner)
+                let (from, to) = axes.offsets(ofRow: row)
+                copyRow(source + from * elementBytes, destination + to * elementBytes)
             }
         }
     }
 
-    private func copyRow(_ source: UnsafeRawPointer, _ destination: UnsafeMutableRawPointer, _ size: Int, _ inner: Int)
-    {
-        let from = fromStrides[inner]
-        let to = toStrides[inner]
+    private func copyRow(_ source: UnsafeRawPointer, _ destination: UnsafeMutableRawPointer) {
+        let (size, from, to) = (axes.rowSize, axes.rowStepA, axes.rowStepB)
         if from == 1 && to == 1 {
             destination.copyMemory(from: source, byteCount: size * elementBytes)
             return
