@@ -105,6 +105,11 @@ def test_one_hash_for_every_split_and_number_of_threads_in_c_and_python(
     assert same(found) == same(reference)
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_checkpointing_changes_no_bit(reference, program):
+    assert same(train(PROGRAMS[program], "--checkpointing", "--micro-batch", "3")) == same(reference)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -236,6 +241,7 @@ def test_help_lists_every_option(program):
         "threads",
         "eval-every",
         "sample",
+        "checkpointing",
     ):
         assert f"--{option} " in done.stdout
 

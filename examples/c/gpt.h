@@ -22,6 +22,8 @@
 #define PARAMETERS_OUTSIDE_BLOCKS 4
 
 struct block {
+    int64_t channels;
+    int32_t heads;
     ga_tensor *norm1_gain, *norm1_bias;
     ga_tensor *qkv_weight, *qkv_bias;
     ga_tensor *projection_weight, *projection_bias;
@@ -34,6 +36,7 @@ struct gpt {
     int64_t channels;
     int32_t heads;
     int64_t layers;
+    int checkpointing;
     ga_tensor *token_embedding;
     ga_tensor *position_embedding;
     struct block *blocks;
@@ -83,6 +86,8 @@ static void add_block(struct gpt *gpt, int64_t index)
     struct block *block = &gpt->blocks[index];
 
     snprintf(gpt->prefix, sizeof gpt->prefix, "h.%lld.", (long long)index);
+    block->channels = c;
+    block->heads = gpt->heads;
     block->norm1_gain = add_vector(gpt, "ln_1.weight", c, 1.0);
     block->norm1_bias = add_vector(gpt, "ln_1.bias", c, 0.0);
     block->qkv_weight = add_matrix(gpt, "attn.c_attn.weight", 3 * c, c, INIT_STANDARD_DEVIATION);
@@ -98,7 +103,7 @@ static void add_block(struct gpt *gpt, int64_t index)
 }
 
 static struct gpt gpt_create(long long layers, long long channels, long long heads, long long context,
-                             uint64_t random)
+                             int checkpointing, uint64_t random)
 {
     struct gpt gpt = {0};
     int64_t i;
@@ -106,6 +111,7 @@ static struct gpt gpt_create(long long layers, long long channels, long long hea
     gpt.channels = channels;
     gpt.heads = (int32_t)heads;
     gpt.layers = layers;
+    gpt.checkpointing = checkpointing;
     gpt.random = random;
     gpt.blocks = allocate(layers, sizeof *gpt.blocks);
     gpt.parameters = allocate(PARAMETERS_PER_BLOCK * layers + PARAMETERS_OUTSIDE_BLOCKS,
@@ -131,9 +137,9 @@ static void gpt_free(struct gpt *gpt)
 }
 
 /* The scope frees what only this block needed; where a backward pass will need it, the graph keeps it. */
-static ga_tensor *block_forward(const struct gpt *gpt, const struct block *block, ga_tensor *x)
+static ga_tensor *block_forward(const struct block *block, ga_tensor *x)
 {
-    const int64_t c = gpt->channels;
+    const int64_t c = block->channels;
     ga_scope *scope;
     ga_tensor *h, *qkv, *q, *k, *v;
 
@@ -143,7 +149,7 @@ static ga_tensor *block_forward(const struct gpt *gpt, const struct block *block
     check(ga_slice(&q, qkv, -1, 0, c));
     check(ga_slice(&k, qkv, -1, c, 2 * c));
     check(ga_slice(&v, qkv, -1, 2 * c, 3 * c));
-    check(ga_causal_attention(&h, q, k, v, gpt->heads));
+    check(ga_causal_attention(&h, q, k, v, block->heads));
     check(ga_linear(&h, h, block->projection_weight, block->projection_bias));
     check(ga_add(&x, x, h));
 
@@ -156,6 +162,14 @@ static ga_tensor *block_forward(const struct gpt *gpt, const struct block *block
     return x;
 }
 
+/* For ga_checkpoint: block_forward with the block as user. */
+static ga_status block_run(ga_tensor **out, ga_tensor *const *inputs, int64_t count, void *user)
+{
+    (void)count;
+    *out = block_forward(user, inputs[0]);
+    return GA_OK;
+}
+
 /* tokens [windows, context] gives [windows, context, channels]: what the head turns into logits. */
 static ga_tensor *gpt_hidden(const struct gpt *gpt, const ga_tensor *tokens)
 {
@@ -164,8 +178,12 @@ static ga_tensor *gpt_hidden(const struct gpt *gpt, const ga_tensor *tokens)
 
     check(ga_embedding(&x, gpt->token_embedding, tokens));
     check(ga_add(&x, x, gpt->position_embedding));
-    for (i = 0; i < gpt->layers; i++)
-        x = block_forward(gpt, &gpt->blocks[i], x);
+    for (i = 0; i < gpt->layers; i++) {
+        if (gpt->checkpointing)
+            check(ga_checkpoint(&x, &x, 1, block_run, &gpt->blocks[i], NULL));
+        else
+            x = block_forward(&gpt->blocks[i], x);
+    }
     check(ga_layer_norm(&x, x, gpt->norm_gain, gpt->norm_bias, LAYER_NORM_EPS));
     return x;
 }
@@ -182,8 +200,8 @@ static ga_tensor *gpt_loss(const struct gpt *gpt, const ga_tensor *tokens, const
 {
     ga_tensor *loss;
 
-    check(ga_cross_entropy(&loss, gpt_logits(gpt, gpt_hidden(gpt, tokens)), targets, GA_NO_IGNORE_INDEX,
-                           GA_REDUCTION_SUM));
+    check(ga_linear_cross_entropy(&loss, gpt_hidden(gpt, tokens), gpt->token_embedding, targets,
+                                  GA_NO_IGNORE_INDEX, GA_REDUCTION_SUM));
     return loss;
 }
 

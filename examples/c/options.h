@@ -34,6 +34,7 @@ struct options {
     long long threads;     /* 0: as many as the library chooses */
     long long eval_every;
     long long sample;
+    int checkpointing;
 };
 
 static const struct options DEFAULT_OPTIONS = {
@@ -73,6 +74,8 @@ static const char HELP[] =
     "  --threads N            (all CPUs); it changes no bit of the result\n"
     "  --eval-every N         updates between two validation losses (%lld)\n"
     "  --sample N             bytes of text to generate in the end (%lld)\n"
+    "  --checkpointing        compute blocks again in backward instead of keeping their activations;\n"
+    "                         it changes memory and speed, and no bit of the result\n"
     "  --help                 this page\n";
 
 static void print_help(void)
@@ -85,7 +88,7 @@ static void print_help(void)
 
 struct option {
     const char *name;
-    enum { OPTION_TEXT, OPTION_INTEGER, OPTION_POSITIVE_NUMBER, OPTION_NUMBER } kind;
+    enum { OPTION_FLAG, OPTION_TEXT, OPTION_INTEGER, OPTION_POSITIVE_NUMBER, OPTION_NUMBER } kind;
     void *target;
     long long lowest; /* of an integer */
     long long highest;
@@ -122,6 +125,9 @@ static double parse_number(const struct option *option, const char *value)
 static void set_option(const struct option *option, const char *value)
 {
     switch (option->kind) {
+    case OPTION_FLAG:
+        *(int *)option->target = 1;
+        break;
     case OPTION_TEXT:
         *(const char **)option->target = value;
         break;
@@ -166,6 +172,7 @@ static struct options parse_options(int argc, char **argv)
         {"--threads", OPTION_INTEGER, &o.threads, 1, MOST_THREADS},
         {"--eval-every", OPTION_INTEGER, &o.eval_every, 1, LARGEST_SIZE},
         {"--sample", OPTION_INTEGER, &o.sample, 0, LARGEST_SIZE},
+        {"--checkpointing", OPTION_FLAG, &o.checkpointing, 0, 0},
     };
     const size_t table_length = sizeof table / sizeof table[0];
     int i;
@@ -185,9 +192,13 @@ static struct options parse_options(int argc, char **argv)
                 break;
         if (k == table_length)
             fail(EXIT_USAGE, "there is no option '%s'; --help lists them.", argv[i]);
-        if (value == NULL && i + 1 < argc)
+        if (table[k].kind == OPTION_FLAG) {
+            if (value != NULL)
+                fail(EXIT_USAGE, "%s takes no value.", table[k].name);
+        } else if (value == NULL && i + 1 < argc) {
             value = argv[++i];
-        if (value == NULL)
+        }
+        if (value == NULL && table[k].kind != OPTION_FLAG)
             fail(EXIT_USAGE, "%s needs a value.", table[k].name);
         set_option(&table[k], value);
     }

@@ -310,7 +310,7 @@ int main(int argc, char **argv)
     if (options.threads > 0)
         check(ga_set_num_threads((int32_t)options.threads));
     gpt = gpt_create(options.layers, options.channels, options.heads, options.context,
-                     random_start(options.seed, RANDOM_WEIGHTS));
+                     options.checkpointing, random_start(options.seed, RANDOM_WEIGHTS));
     progress = progress_start(options.updates, options.batch * options.context);
     report = train(&gpt, &options, &text, &progress);
     if (options.sample > 0) {

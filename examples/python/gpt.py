@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 
@@ -16,8 +17,9 @@ class GPT:
     """The parameters are made, and listed, in the order of the C program. A tensor is freed with its last
     reference, so here a function's end does what a scope does there."""
 
-    def __init__(self, layers, channels, heads, context, random):
+    def __init__(self, layers, channels, heads, context, checkpointing, random):
         self.channels = channels
+        self.checkpointing = checkpointing
         self.heads = heads
         self.random = random
         self.parameters = []
@@ -71,14 +73,17 @@ class GPT:
         """tokens [windows, context] gives [windows, context, channels]: what the head turns into logits."""
         x = ga.embedding(self.token_embedding, tokens) + self.position_embedding
         for block in self.blocks:
-            x = self.block_forward(block, x)
+            forward = functools.partial(self.block_forward, block)
+            x = ga.checkpoint(forward, x) if self.checkpointing else forward(x)
         return ga.layer_norm(x, *self.norm, eps=LAYER_NORM_EPS)
 
     def logits(self, hidden):
         return ga.linear(hidden, self.token_embedding)
 
     def loss(self, tokens, targets):
-        return ga.cross_entropy(self.logits(self.hidden(tokens)), targets, reduction="sum")
+        return ga.linear_cross_entropy(
+            self.hidden(tokens), self.token_embedding, targets, reduction="sum"
+        )
 
     def sha256(self):
         sha256 = hashlib.sha256()

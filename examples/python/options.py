@@ -84,6 +84,12 @@ def parse_options():
     add_integer("--threads", 1, None, "(all CPUs); it changes no bit of the result", MOST_THREADS)
     add_integer("--eval-every", 1, 200, "updates between two validation losses")
     add_integer("--sample", 0, 600, "bytes of text to generate in the end")
+    parser.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="compute blocks again in backward instead of keeping their activations; it changes memory and "
+        "speed, and no bit of the result",
+    )
     options = parser.parse_args()
 
     if options.text is None:

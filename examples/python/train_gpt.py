@@ -158,6 +158,7 @@ def run(options, progress):
         options.channels,
         options.heads,
         options.context,
+        options.checkpointing,
         Random(options.seed, Random.WEIGHTS),
     )
     progress.start(options.updates, options.batch * options.context)
