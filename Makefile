@@ -1,6 +1,7 @@
 # make          builds build/lib/libgradaccum.so.1
 # make demo     trains a small GPT on a real text and shows the first law (TEXT=file for another text)
 # make test     runs every test
+# make bench    compares with PyTorch and JAX, row by row (BENCH_ARGS="--only gpt-char-f32 --quick")
 # make examples builds the C programs into build/examples/
 # make format   formats the Swift sources
 
@@ -10,8 +11,9 @@ PYTHON ?= python3
 LIBRARY := build/lib/libgradaccum.so.1
 EXAMPLES := $(patsubst examples/c/%.c,build/examples/%,$(wildcard examples/c/*.c))
 VENV := build/venv
+BENCH_VENV := build/bench-venv
 
-.PHONY: all library examples demo test test-swift test-header test-python deps format clean
+.PHONY: all library examples demo test test-swift test-header test-python bench deps format clean
 
 all: library
 
@@ -54,9 +56,14 @@ test-python: examples $(VENV)/ready
 	@command -v bible >/dev/null || scripts/install-packages.sh bible-kjv
 	GRADACCUM_LIBRARY=$(CURDIR)/$(LIBRARY) $(VENV)/bin/python -m pytest Tests/python -q
 
+bench: library $(BENCH_VENV)/ready
+	$(BENCH_VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)
+
 $(VENV)/ready: Tests/python/requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -r Tests/python/requirements.txt
+$(BENCH_VENV)/ready: benchmarks/requirements.txt
+$(VENV)/ready $(BENCH_VENV)/ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q -r $<
 	@touch $@
 
 format:

@@ -21,7 +21,8 @@ def memory_checkpointing(lab: Lab, dtype: str) -> Measured:
     theirs = comparison.peak_mib("eager")
     notes = ["ours with checkpointing of every block against PyTorch without"]
     if not lab.quick:
-        notes.append(f"PyTorch with it: {gpt2_pytorch_checkpointing(lab, dtype)["peak_mib"]:,.0f} MiB")
+        peak_mib = gpt2_pytorch_checkpointing(lab, dtype)["peak_mib"]
+        notes.append(f"PyTorch with it: {peak_mib:,.0f} MiB")
     return Measured(ours, theirs, "MiB", ours / theirs, notes=notes, is_valid=comparison.same_work)
 
 

@@ -15,8 +15,10 @@ MODELS: dict[str, dict[str, int]] = {
     "gpt-char": dict(layers=6, channels=384, heads=6, context=256, batch=8, vocabulary=256, window=4),
     "gpt2-124m": dict(layers=12, channels=768, heads=12, context=256, batch=4, vocabulary=50257, window=4),
 }
-# How far the two may be apart in loss and in gradient norm and still have done the same work.
-TOLERANCE = {"f32": 2e-3, "bf16": 5e-2}
+# How far the two may be apart and still have done the same work: in the first update, which starts from the same
+# weights, and later, where AdamW has made much of the rounding in gradients that are nearly zero.
+FIRST_TOLERANCE = {"f32": 1e-4, "bf16": 2e-2}
+LATER_TOLERANCE = {"f32": 1e-2, "bf16": 1e-1}
 
 
 @dataclass
@@ -73,8 +75,9 @@ def compare_work(comparison: Comparison, who: str) -> None:
     for quantity in ("losses", "gradient_norms"):
         ours = comparison.answers["ours"][0][quantity]
         peers = comparison.answers[who][0].get(quantity, [])
-        for a, b in zip(ours, peers):
-            if abs(a - b) > TOLERANCE[comparison.dtype] * abs(b):
+        for index, (a, b) in enumerate(zip(ours, peers)):
+            tolerance = (LATER_TOLERANCE if index else FIRST_TOLERANCE)[comparison.dtype]
+            if abs(a - b) > tolerance * abs(b):
                 comparison.same_work = False
                 comparison.notes.append(f"not the same work as {who}: {quantity} {a:.6g} against {b:.6g}")
                 return
