@@ -10,7 +10,7 @@ import pytest
 from gradaccum import _ffi
 
 from calls import made, out, sizes, tensor
-from support import OK, UNSUPPORTED, expect, in_child, raw
+from support import OK, UNSUPPORTED, expect, in_child, in_new_process, raw
 
 HUGE = 2**40
 
@@ -54,8 +54,8 @@ def test_one_number_repeated_beyond_memory_is_filled_at_once():
     assert memory[0] == 3.0
 
 
-@in_child
-def test_an_allocator_may_call_the_library():
+def calls_from_the_allocator() -> list[int]:
+    """The statuses of the calls that an allocator made, in a process without memory of another one."""
     libc = ctypes.CDLL(None)
     libc.aligned_alloc.restype = ctypes.c_void_p
     libc.aligned_alloc.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
@@ -76,11 +76,16 @@ def test_an_allocator_may_call_the_library():
     x = tensor(np.ones(1_000_000))
     raw.ga_tensor_free(x)
     assert raw.ga_set_allocator(_ffi.AllocateFn(), _ffi.ReleaseFn(), None) == OK
+    return asked
+
+
+def test_an_allocator_may_call_the_library():
+    asked = in_new_process(calls_from_the_allocator)
     assert len(asked) >= 2 and set(asked) == {OK}
 
 
-@in_child
-def test_memory_that_is_not_aligned_is_given_back_and_refused():
+def memory_that_is_not_aligned() -> list[list[int]]:
+    """What an allocator gave, and what it got back."""
     given: list[int] = []
     returned: list[int] = []
     block = ctypes.create_string_buffer(8 << 20)
@@ -94,9 +99,14 @@ def test_memory_that_is_not_aligned_is_given_back_and_refused():
     assert raw.ga_memory_trim() == OK
     assert raw.ga_set_allocator(*hooks, None) == OK
     expect(raw.ga_tensor_create(out(), 0, _ffi.FLOAT32, 1, sizes(5)), UNSUPPORTED, "multiple of 64")
-    assert given and given == returned
     assert raw.ga_set_allocator(_ffi.AllocateFn(), _ffi.ReleaseFn(), None) == OK
     tensor(np.ones(3))
+    return [given, returned]
+
+
+def test_memory_that_is_not_aligned_is_given_back_and_refused():
+    given, returned = in_new_process(memory_that_is_not_aligned)
+    assert given and given == returned
 
 
 def resident_bytes() -> int:
