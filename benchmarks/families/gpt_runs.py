@@ -45,15 +45,11 @@ class Comparison:
         return self.flops / self.seconds(who) / 1e9
 
     def peak_gflops(self) -> float:
-        return median(peak for answer in self.answers["ours"] for peak in answer["peaks"])
+        """The highest that was measured around any update: a peak that others have lowered would flatter the share."""
+        return max(peak for answers in self.answers.values() for answer in answers for peak in answer["peaks"])
 
     def peak_share(self, who: str) -> float:
-        """Each update against the peak that the machine had around it."""
-        return median(
-            self.flops / second / 1e9 / (0.5 * (before + after))
-            for answer in self.answers[who]
-            for second, before, after in zip(answer["seconds"], answer["peaks"], answer["peaks"][1:])
-        )
+        return self.gflops(who) / self.peak_gflops()
 
     def peak_mib(self, who: str) -> float:
         return median(answer["peak_mib"] for answer in self.answers[who])
