@@ -6,9 +6,6 @@
 #include <sched.h>
 #include <stdio.h>
 
-int omp_get_max_threads(void);
-void omp_set_num_threads(int count);
-
 static _Thread_local char error_text[512];
 static _Thread_local void *slots[SHIMS_SLOT_COUNT];
 
@@ -32,16 +29,14 @@ void shims_pause(void) { _mm_pause(); }
 /* All exceptions masked, round to nearest, FTZ and DAZ. */
 #define COMPUTE_MXCSR 0x9fc0u
 
-shims_mode shims_enter_compute(void) {
-    shims_mode mode = {_mm_getcsr(), omp_get_max_threads()};
-    if (mode.mxcsr != COMPUTE_MXCSR) _mm_setcsr(COMPUTE_MXCSR);
-    if (mode.omp_threads != 1) omp_set_num_threads(1);
+uint32_t shims_enter_compute(void) {
+    const uint32_t mode = _mm_getcsr();
+    if (mode != COMPUTE_MXCSR) _mm_setcsr(COMPUTE_MXCSR);
     return mode;
 }
 
-void shims_leave_compute(shims_mode mode) {
-    if (mode.mxcsr != COMPUTE_MXCSR) _mm_setcsr(mode.mxcsr);
-    if (mode.omp_threads != 1) omp_set_num_threads(mode.omp_threads);
+void shims_leave_compute(uint32_t mode) {
+    if (mode != COMPUTE_MXCSR) _mm_setcsr(mode);
 }
 
 /* The features of a level are those of the psABI, and the operating system must save the registers. */
@@ -58,5 +53,6 @@ int32_t shims_cpu_level(void) {
     if ((b & v3_leaf7) != v3_leaf7) return 0;
     const unsigned v4_leaf7 = bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL;
     if ((b & v4_leaf7) != v4_leaf7 || (low & 0xe6) != 0xe6) return 1;
-    return 2;
+    const unsigned avx512_bf16 = 1u << 5;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & avx512_bf16) ? 3 : 2;
 }

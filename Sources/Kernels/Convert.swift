@@ -32,7 +32,7 @@ private func store(_ vector: HalfVector, _ target: UnsafeMutablePointer<UInt16>,
 // instruction sets.
 
 @inline(always)
-private func widened(_ x: HalfVector) -> Bits {
+func widened(_ x: HalfVector) -> Bits {
     var wide = Bits.zero
     for lane in 0..<16 { wide[lane] = UInt32(x[lane]) }
     return wide
@@ -51,13 +51,17 @@ func fromBF16(_ x: HalfVector) -> Vector {
     unsafeBitCast(widened(x) &<< 16, to: Vector.self)
 }
 
-/// The nearest bfloat16, ties to even. Integer arithmetic, so that denormals survive any mode of the unit.
+/// The nearest bfloat16, ties to even, in the lower halves. Integer arithmetic, so that denormals survive any mode of the
+/// unit.
 @inline(always)
-private func toBF16(_ x: Vector) -> HalfVector {
+func bf16Bits(_ x: Vector) -> Bits {
     let bits = unsafeBitCast(x, to: Bits.self)
     let rounded = bits &+ 0x7fff &+ (bits &>> 16 & 1)
-    return truncated(choose(rounded, bits | 0x40_0000, where: x .!= x) &>> 16)
+    return choose(rounded, bits | 0x40_0000, where: x .!= x) &>> 16
 }
+
+@inline(always)
+private func toBF16(_ x: Vector) -> HalfVector { truncated(bf16Bits(x)) }
 
 #if FMA
     /// The value of binary16 bits, by the conversion instruction that every CPU with FMA has.

@@ -27,8 +27,8 @@ public func makeKernelTable() -> shims_kernel_table {
         cross_entropy_gradient: crossEntropyGradient,
         attention_softmax: attentionSoftmax,
         attention_softmax_gradient: attentionSoftmaxGradient,
-        chain_gemm: chainGEMM,
-        transpose: transpose,
+        matrix_product: matrixProduct,
+        matrix_product_scratch: matrixProductScratch,
         sgd: sgd,
         adam: adam)
 }

@@ -1,6 +1,3 @@
 /// The tile of a matrix product that fits the sixteen 256-bit registers of this build, in rows and vectors of columns.
 let tileRows = 6
 let tileVectors = 1
-
-/// The vectors of columns at a time of a product that has a single row.
-let rowVectors = 4

@@ -2,61 +2,125 @@ import CShims
 import XCTest
 
 final class MatrixTests: KernelTestCase {
-    /// Operands of a product, with b and c wider than their columns.
-    private struct Product {
-        let m, n, k: Int
-        let transposed: Bool
-        let a, b: Buffer<Float>
-        var ldb: Int { n + 2 }
-        var ldc: Int { n + 5 }
-        var aRow: Int { transposed ? 1 : k + 1 }
-        var aCol: Int { transposed ? m + 3 : 1 }
+    /// A factor in memory, either way round, with room between its rows.
+    private struct Factor {
+        let format: shims_format
+        let row, column: Int
+        private let floats: Buffer<Float>
+        private let halves: Buffer<UInt16>
 
-        init(_ m: Int, _ n: Int, _ k: Int, transposed: Bool, _ random: inout SplitMix64) {
-            (self.m, self.n, self.k, self.transposed) = (m, n, k, transposed)
-            a = Buffer(random.floats(transposed ? k * (m + 3) : m * (k + 1)))
-            b = Buffer(random.floats(k * (n + 2)))
+        init(_ rows: Int, _ columns: Int, _ format: shims_format, transposed: Bool, _ random: inout SplitMix64) {
+            self.format = format
+            row = transposed ? 1 : columns + 1
+            column = transposed ? rows + 3 : 1
+            let numbers = random.floats(transposed ? columns * (rows + 3) : rows * (columns + 1))
+            floats = Buffer(numbers)
+            halves = Buffer(numbers.map { UInt16(truncatingIfNeeded: $0.bitPattern >> 16) })
         }
 
+        private var isBF16: Bool { format == SHIMS_BF16 }
+
+        subscript(i: Int, j: Int) -> Float {
+            get {
+                let place = i * row + j * column
+                return isBF16 ? Float(bitPattern: UInt32(halves.pointer[place]) << 16) : floats.pointer[place]
+            }
+            nonmutating set { floats.pointer[i * row + j * column] = newValue }
+        }
+
+        func matrix(from i: Int, _ j: Int) -> shims_matrix {
+            let place = i * row + j * column
+            return shims_matrix(
+                address: isBF16 ? UnsafeRawPointer(halves.pointer + place) : UnsafeRawPointer(floats.pointer + place),
+                row: Int64(row), column: Int64(column), format: format)
+        }
+    }
+
+    private struct Product {
+        let m, n, k: Int
+        let a, b: Factor
+        let arithmetic: shims_format
+        var ldc: Int { n + 5 }
+
         func run(
-            _ build: Build, _ c: Buffer<Float>, rows: Range<Int>, columns: Range<Int>, depth: Range<Int>,
-            accumulate: Bool
+            _ build: Build, _ c: UnsafeMutableRawPointer, _ format: shims_format = SHIMS_F32, rows: Range<Int>,
+            columns: Range<Int>, depth: Range<Int>, accumulate: Bool = false, bias: UnsafePointer<Float>? = nil
         ) {
-            build.kernels.chain_gemm(
-                c.pointer + rows.lowerBound * ldc + columns.lowerBound, Int64(ldc),
-                a.pointer + rows.lowerBound * aRow + depth.lowerBound * aCol, Int64(aRow), Int64(aCol),
-                b.pointer + depth.lowerBound * ldb + columns.lowerBound, Int64(ldb), Int64(rows.count),
-                Int64(columns.count), Int64(depth.count), accumulate ? 1 : 0)
+            let place = rows.lowerBound * ldc + columns.lowerBound
+            var product = shims_product(
+                c: c + place * (format == SHIMS_F32 ? 4 : 2), ldc: Int64(ldc), c_format: format,
+                a: a.matrix(from: rows.lowerBound, depth.lowerBound),
+                b: b.matrix(from: depth.lowerBound, columns.lowerBound), bias: bias, m: Int64(rows.count),
+                n: Int64(columns.count), k: Int64(depth.count), accumulate: accumulate ? 1 : 0, arithmetic: arithmetic)
+            let scratch = Buffer<Float>(
+                repeating: unread, count: Int(build.kernels.matrix_product_scratch(&product)))
+            build.kernels.matrix_product(&product, scratch.pointer)
+        }
+
+        /// The same chain as a plain loop.
+        func element(_ build: Build, _ i: Int, _ j: Int, from start: Float) -> Float {
+            func add(_ p: Int, to sum: Float) -> Float {
+                let (left, right) = (rounded(a[i, p]), rounded(b[p, j]))
+                return build.name == "baseline" ? sum + left * right : sum.addingProduct(left, right)
+            }
+            guard arithmetic == SHIMS_BF16 else { return (0..<k).reduce(start) { add($1, to: $0) } }
+            return stride(from: 0, to: k, by: 2).reduce(start) { sum, p in
+                add(p, to: p + 1 < k ? add(p + 1, to: sum) : sum)
+            }
+        }
+
+        /// To the nearest bfloat16, ties to even, where the arithmetic is that.
+        private func rounded(_ x: Float) -> Float {
+            guard arithmetic == SHIMS_BF16 else { return x }
+            let bits = x.bitPattern
+            return Float(bitPattern: (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+        }
+    }
+
+    /// Every format of a, b and the arithmetic, and every way to lie in memory.
+    private func forEachProduct(
+        _ m: Int, _ n: Int, _ k: Int, _ random: inout SplitMix64, _ body: (Product, inout SplitMix64) -> Void
+    ) {
+        for (arithmetic, formatOfA, formatOfB) in [
+            (SHIMS_F32, SHIMS_F32, SHIMS_F32), (SHIMS_F32, SHIMS_BF16, SHIMS_F32), (SHIMS_BF16, SHIMS_BF16, SHIMS_F32),
+            (SHIMS_BF16, SHIMS_F32, SHIMS_BF16), (SHIMS_BF16, SHIMS_BF16, SHIMS_BF16),
+        ] {
+            for (first, second) in [(false, false), (false, true), (true, false), (true, true)] {
+                let product = Product(
+                    m: m, n: n, k: k, a: Factor(m, k, formatOfA, transposed: first, &random),
+                    b: Factor(k, n, formatOfB, transposed: second, &random), arithmetic: arithmetic)
+                body(product, &random)
+            }
         }
     }
 
     /// A chain of multiply-adds is a plain loop, so its bits are known.
     func testProductIsAChain() {
         var random = SplitMix64(60)
-        let sizes = [0, 1, 2, 3, 5, 7, 8, 9, 13, 16, 17, 31, 32, 33, 50]
+        let sizes = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 50]
         for build in Build.all {
-            for _ in 0..<150 {
+            for turn in 0..<30 {
                 let m = (sizes + [70]).randomElement(using: &random)!
-                let n = (sizes + [130, 150]).randomElement(using: &random)!
-                let k = (sizes + [255, 256, 257, 520]).randomElement(using: &random)!
-                for (transposed, accumulate) in [(false, false), (false, true), (true, false), (true, true)] {
-                    let product = Product(m, n, k, transposed: transposed, &random)
-                    let before = initial(m * product.ldc, accumulate: accumulate, &random)
-                    let c = Buffer(before)
-                    product.run(build, c, rows: 0..<m, columns: 0..<n, depth: 0..<k, accumulate: accumulate)
-                    var expected = before
-                    for i in 0..<m {
-                        for j in 0..<n {
-                            var sum = accumulate ? before[i * product.ldc + j] : 0
-                            for p in 0..<k {
-                                let left = product.a.pointer[i * product.aRow + p * product.aCol]
-                                let right = product.b.pointer[p * product.ldb + j]
-                                sum = build.name == "baseline" ? sum + left * right : sum.addingProduct(left, right)
+                let n = (sizes + [64, 80, 130]).randomElement(using: &random)!
+                let k = (turn == 0 ? [1700, 3100] : sizes + [255, 256, 770]).randomElement(using: &random)!
+                forEachProduct(m, n, k, &random) { product, random in
+                    for start in ["zero", "sum", "bias"] {
+                        let before = initial(m * product.ldc, accumulate: start == "sum", &random)
+                        let bias = random.floats(n)
+                        let c = Buffer(before)
+                        product.run(
+                            build, c.pointer, rows: 0..<m, columns: 0..<n, depth: 0..<k, accumulate: start == "sum",
+                            bias: start == "bias" ? Buffer(bias).pointer : nil)
+                        var expected = before
+                        for i in 0..<m {
+                            for j in 0..<n {
+                                let place = i * product.ldc + j
+                                let first = start == "sum" ? before[place] : start == "bias" ? bias[j] : 0
+                                expected[place] = product.element(build, i, j, from: first)
                             }
-                            expected[i * product.ldc + j] = sum
                         }
+                        expectSameBits(c.elements, expected, "\(build.name) \(m)x\(n)x\(k) from \(start)")
                     }
-                    expectSameBits(c.elements, expected, "\(build.name) \(m)x\(n)x\(k)")
                 }
             }
         }
@@ -66,20 +130,20 @@ final class MatrixTests: KernelTestCase {
         var random = SplitMix64(61)
         let (m, n, k) = (93, 151, 300)
         for build in Build.all {
-            for transposed in [false, true] {
-                let product = Product(m, n, k, transposed: transposed, &random)
+            forEachProduct(m, n, k, &random) { product, random in
                 let start = random.floats(m * product.ldc)
                 let whole = Buffer(start)
-                product.run(build, whole, rows: 0..<m, columns: 0..<n, depth: 0..<k, accumulate: true)
-                for _ in 0..<20 {
+                product.run(build, whole.pointer, rows: 0..<m, columns: 0..<n, depth: 0..<k, accumulate: true)
+                for _ in 0..<4 {
                     let i = Int.random(in: 1..<m, using: &random)
                     let j = Int.random(in: 1..<n, using: &random)
-                    let p = Int.random(in: 1..<k, using: &random)
+                    let p = 2 * Int.random(in: 1..<(k / 2), using: &random)
                     let cut = Buffer(start)
                     for rows in [0..<i, i..<m] {
                         for columns in [0..<j, j..<n] {
                             for depth in [0..<p, p..<k] {
-                                product.run(build, cut, rows: rows, columns: columns, depth: depth, accumulate: true)
+                                product.run(
+                                    build, cut.pointer, rows: rows, columns: columns, depth: depth, accumulate: true)
                             }
                         }
                     }
@@ -89,35 +153,37 @@ final class MatrixTests: KernelTestCase {
         }
     }
 
-    func testANaNStaysInItsRowAndColumn() {
-        var random = SplitMix64(62)
+    /// A bfloat16 product is the float one, rounded at the end.
+    func testRoundedProduct() {
+        var random = SplitMix64(64)
         for build in Build.all {
-            let product = Product(10, 40, 20, transposed: false, &random)
-            product.b.pointer[7 * product.ldb + 33] = .nan
-            let c = Buffer(repeating: unread, count: 10 * product.ldc)
-            product.run(build, c, rows: 0..<10, columns: 0..<40, depth: 0..<20, accumulate: false)
-            for i in 0..<10 {
-                for j in 0..<40 { XCTAssertEqual(c.pointer[i * product.ldc + j].isNaN, j == 33, build.name) }
+            for (m, n, k) in [(1, 1, 1), (7, 65, 33), (50, 130, 900)] {
+                forEachProduct(m, n, k, &random) { product, _ in
+                    let sums = Buffer(repeating: Float(0), count: m * product.ldc)
+                    product.run(build, sums.pointer, rows: 0..<m, columns: 0..<n, depth: 0..<k)
+                    let rounded = Buffer(repeating: UInt16(0), count: m * product.ldc)
+                    product.run(build, rounded.pointer, SHIMS_BF16, rows: 0..<m, columns: 0..<n, depth: 0..<k)
+                    let expected = Buffer(repeating: UInt16(0), count: m * product.ldc)
+                    build.kernels.from_f32(expected.pointer, SHIMS_BF16, sums.pointer, Int64(m * product.ldc))
+                    XCTAssertEqual(rounded.elements, expected.elements, build.name)
+                }
             }
         }
     }
 
-    func testTranspose() {
-        var random = SplitMix64(63)
+    func testANaNStaysInItsRowAndColumn() {
+        var random = SplitMix64(62)
         for build in Build.all {
-            for rows in [0, 1, 15, 16, 17, 33, 64] {
-                for cols in [0, 1, 15, 16, 17, 48, 65] {
-                    let (ldx, ldout) = (cols + 2, rows + 3)
-                    let x = Buffer(random.floats(rows * ldx))
-                    let before = random.floats(cols * ldout)
-                    let out = Buffer(before)
-                    build.kernels.transpose(
-                        out.pointer, Int64(ldout), x.pointer, Int64(ldx), Int64(rows), Int64(cols))
-                    var expected = before
-                    for row in 0..<rows {
-                        for col in 0..<cols { expected[col * ldout + row] = x.pointer[row * ldx + col] }
-                    }
-                    expectSameBits(out.elements, expected, "\(build.name) \(rows)x\(cols)")
+            for arithmetic in [SHIMS_F32, SHIMS_BF16] {
+                let b = Factor(20, 40, SHIMS_F32, transposed: false, &random)
+                b[7, 33] = .nan
+                let product = Product(
+                    m: 10, n: 40, k: 20, a: Factor(10, 20, SHIMS_F32, transposed: false, &random), b: b,
+                    arithmetic: arithmetic)
+                let c = Buffer(repeating: unread, count: 10 * product.ldc)
+                product.run(build, c.pointer, rows: 0..<10, columns: 0..<40, depth: 0..<20)
+                for i in 0..<10 {
+                    for j in 0..<40 { XCTAssertEqual(c.pointer[i * product.ldc + j].isNaN, j == 33, build.name) }
                 }
             }
         }

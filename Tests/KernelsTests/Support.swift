@@ -2,6 +2,7 @@ import CShims
 import Kernels
 import KernelsAVX2
 import KernelsAVX512
+import KernelsAVX512BF16
 import XCTest
 
 /// A table of kernels with the name of its instruction set.
@@ -15,6 +16,9 @@ struct Build {
         var builds = [Build(name: "baseline", kernels: Kernels.makeKernelTable())]
         if level >= 1 { builds.append(Build(name: "AVX2", kernels: KernelsAVX2.makeKernelTable())) }
         if level >= 2 { builds.append(Build(name: "AVX-512", kernels: KernelsAVX512.makeKernelTable())) }
+        if level >= 3 {
+            builds.append(Build(name: "AVX-512 BF16", kernels: KernelsAVX512BF16.makeKernelTable()))
+        }
         return builds
     }()
 }

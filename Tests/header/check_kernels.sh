@@ -6,7 +6,7 @@
 set -eu
 
 build=${1:?usage: check_kernels.sh BUILD_DIRECTORY}
-modules="Kernels KernelsAVX2 KernelsAVX512"
+modules="Kernels KernelsAVX2 KernelsAVX512 KernelsAVX512BF16"
 status=0
 
 gate() {
@@ -37,7 +37,7 @@ defined() { for module in $modules; do symbols "$module" TWw; done; }
 gate "no function defined by two modules" "$(defined | sort | uniq -d)"
 
 lanes='^(fma|sqrt|rint|nearbyint|round|trunc|floor|ceil|fmax|fmin|exp|log)f?$|^__(extend|trunc).f.f2$|^__gnu_[fh]2'
-for module in KernelsAVX2 KernelsAVX512; do
+for module in KernelsAVX2 KernelsAVX512 KernelsAVX512BF16; do
     gate "$module: no call for a single lane" "$(symbols "$module" U | grep -E "$lanes" || true)"
 done
 

@@ -34,6 +34,28 @@ typedef struct shims_adam {
     float l2_decay;        /* times the parameter is added to the gradient */
 } shims_adam;
 
+/* Element (i, j) is at address[i * row + j * column], and one of the two steps is 1. */
+typedef struct shims_matrix {
+    const void *_Nonnull address;
+    int64_t row, column;
+    shims_format format;
+} shims_matrix;
+
+/* c [m, n] (+)= a [m, k] b [k, n] (+ bias [n]). c is contiguous along its rows; only one in F32 can be added to, and
+ * then there is no bias.
+ * arithmetic F32: operands are multiplied as floats. BF16: they are rounded to bfloat16, and their exact products are
+ * added to float sums, of every pair along k that begins at a multiple of 2 the second before the first. */
+typedef struct shims_product {
+    void *_Nonnull c;
+    int64_t ldc;
+    shims_format c_format;
+    shims_matrix a, b;
+    const float *_Nullable bias;
+    int64_t m, n, k;
+    int32_t accumulate;
+    shims_format arithmetic;
+} shims_product;
+
 typedef struct shims_kernel_table {
     /* --- elementwise ------------------------------------------------------------------------------- */
     /* out[i] = a[i * a_step] op b[i * b_step]; a_step and b_step are 0 or 1. out may be a or b. */
@@ -118,16 +140,12 @@ typedef struct shims_kernel_table {
                                                 int64_t rows, int64_t cols, int64_t ld, int64_t first_row,
                                                 float scale);
 
-    /* --- matrix product by chains ------------------------------------------------------------------------ */
-    /* c[i][j] (+)= sum over p of a[i * a_row + p * a_col] * b[p][j], for i < m, j < n, p < k: one chain of
-     * (fused, where the instruction set has it) multiply-adds per element in order of p, c loaded first. So an
-     * element's bits do not depend on m, n or how a product over p is cut into calls that accumulate. */
-    void (*_Nonnull chain_gemm)(float *_Nonnull c, int64_t ldc, const float *_Nonnull a, int64_t a_row,
-                                int64_t a_col, const float *_Nonnull b, int64_t ldb, int64_t m, int64_t n,
-                                int64_t k, int32_t accumulate);
-    /* out[c][r] = x[r][c] */
-    void (*_Nonnull transpose)(float *_Nonnull out, int64_t ldout, const float *_Nonnull x, int64_t ldx,
-                               int64_t rows, int64_t cols);
+    /* --- matrix products ---------------------------------------------------------------------------------- */
+    /* One chain of (fused, where the instruction set has it) multiply-adds per element of c, in order of k, c or the
+     * bias loaded first. So an element's bits do not depend on m, n or how a product over k is cut into calls that
+     * accumulate; with arithmetic in pairs, at multiples of 2. scratch holds as many floats as the second says. */
+    void (*_Nonnull matrix_product)(const shims_product *_Nonnull product, float *_Nonnull scratch);
+    int64_t (*_Nonnull matrix_product_scratch)(const shims_product *_Nonnull product);
 
     /* --- optimizers: one pass over n elements --------------------------------------------------------------- */
     /* buffer may be null where momentum is 0. */

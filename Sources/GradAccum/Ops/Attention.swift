@@ -7,7 +7,7 @@ extension Tensor {
     /// queries at a time and made again for the gradient, from the log-sum-exp of their rows (Dao et al., arXiv 2205.14135).
     public func causalAttention(_ k: Tensor, _ v: Tensor, heads: Int) throws(GAError) -> Tensor {
         for (tensor, argument) in [(self, "q" as StaticString), (k, "k"), (v, "v")] {
-            try tensor.require(.float32, "causal_attention", argument)
+            try tensor.requireFloat("causal_attention", argument)
             guard tensor.rank == 3 else {
                 throw GAError(
                     .shape,
@@ -20,7 +20,7 @@ extension Tensor {
                 .invalidArgument, "causal_attention: heads is \(heads), which does not divide the \(shape[2]) channels")
         }
         let attention = AttentionShape(shape, heads: heads)
-        let out = try Tensor(uninitialized: shape, for: "causal_attention")
+        let out = try Tensor(uninitialized: shape, attention.compute, for: "causal_attention")
         let logSumExp = try Tensor(uninitialized: [attention.batch, heads, attention.time], for: "causal_attention")
         let operands = try [self, k, v].map { (operand) throws(GAError) in
             isRowStrided(operand) ? operand : try operand.packedData()
@@ -38,9 +38,9 @@ extension Tensor {
                     dq, dk, dv, Heads(query), Heads(key), Heads(value), Heads(result), Heads(dy), logSumExp.floats)
             }
             if inPlace && (0..<3).allSatisfy(gradients.needed) {
-                let dq = Heads(try gradients.openStrided(0), query.strides)
-                let dk = Heads(try gradients.openStrided(1), key.strides)
-                let dv = Heads(try gradients.openStrided(2), value.strides)
+                let dq = Heads(try gradients.openStrided(0), .float32, query.strides)
+                let dk = Heads(try gradients.openStrided(1), .float32, key.strides)
+                let dv = Heads(try gradients.openStrided(2), .float32, value.strides)
                 try run(dq, dk, dv)
                 return
             }
@@ -56,19 +56,17 @@ private func isRowStrided(_ x: Tensor) -> Bool { x.strides[2] == 1 && x.strides[
 
 /// [batch, time, channels] as one matrix [time, channels / heads] per batch entry and head.
 private struct Heads {
-    private let address: UnsafeMutablePointer<Float>
+    private let whole: Matrix
     private let batchStep: Int
-    private let row: Int
 
-    init(_ address: UnsafeMutablePointer<Float>, _ strides: [Int]) {
-        self.address = address
+    init(_ address: UnsafeMutableRawPointer, _ dtype: DType, _ strides: [Int]) {
+        whole = Matrix(address, dtype, row: strides[1])
         batchStep = strides[0]
-        row = strides[1]
     }
 
-    init(_ tensor: Tensor) { self.init(tensor.floats, tensor.strides) }
+    init(_ tensor: Tensor) { self.init(tensor.address, tensor.dtype, tensor.strides) }
 
-    func matrix(_ batch: Int, channel: Int) -> Matrix { Matrix(address + (batch * batchStep + channel), row: row) }
+    func matrix(_ batch: Int, channel: Int) -> Matrix { whole.at(0, batch * batchStep + channel) }
 }
 
 /// The loops of attention over batch entries, heads and blocks of queries.
@@ -77,6 +75,8 @@ private struct AttentionShape {
     let time: Int
     let heads: Int
     let channels: Int
+    /// The type of products and of the output.
+    let compute = Compute.dtype
     private let blocks: Blocks
     private let scale: Float
 
@@ -87,6 +87,10 @@ private struct AttentionShape {
         channels = shape[2] / heads
         blocks = Blocks(time, largest: 64)
         scale = 1 / Float(max(channels, 1)).squareRoot()
+    }
+
+    private func product(_ m: Int, _ n: Int, _ k: Int, accumulate: Int32 = 0) -> MatrixProduct {
+        MatrixProduct(m: m, n: n, k: k, arithmetic: compute, accumulate: accumulate)
     }
 
     /// One tile per batch entry and head, which no other writes to.
@@ -108,12 +112,11 @@ private struct AttentionShape {
                 let rows = blocks.count(block)
                 let seen = start + rows
                 let scores = Matrix(scratch.floats, row: seen)
-                try MatrixProduct.gemm(
-                    scores, q.at(start, 0), k.transposed, m: rows, n: seen, k: channels, accumulate: 0)
+                try product(rows, seen, channels).runAlone(scores, q.at(start, 0), k.transposed)
                 Runtime.kernels.attention_softmax(
-                    scores.address, logSumExp + ((entry * heads + head) * time + start), Int64(rows), Int64(seen),
+                    scores.floats, logSumExp + ((entry * heads + head) * time + start), Int64(rows), Int64(seen),
                     Int64(seen), Int64(start), scale)
-                try MatrixProduct.gemm(o.at(start, 0), scores, v, m: rows, n: channels, k: seen, accumulate: 0)
+                try product(rows, channels, seen).runAlone(o.at(start, 0), scores, v)
             }
         }
     }
@@ -125,7 +128,7 @@ private struct AttentionShape {
     ) throws(GAError) {
         try forEachHead { (entry, head) throws(GAError) in
             let rowsOfBlock = blocks.count(0)
-            let scratch = try Tensor(uninitialized: [2 * rowsOfBlock, time], for: "causal_attention")
+            let scratch = try Tensor(uninitialized: [2 * rowsOfBlock, max(time, channels)], for: "causal_attention")
             let delta = try Tensor(uninitialized: [rowsOfBlock], for: "causal_attention")
             let channel = head * channels
             let (q, k) = (query.matrix(entry, channel: channel), key.matrix(entry, channel: channel))
@@ -139,20 +142,18 @@ private struct AttentionShape {
                 let scores = Matrix(scratch.floats, row: seen)
                 let dScores = Matrix(scratch.floats + rowsOfBlock * time, row: seen)
                 let doBlock = dos.at(start, 0)
-                let oBlock = o.at(start, 0)
+                let oBlock = o.at(start, 0).asFloats(rows: rows, columns: channels, scratch.floats)
                 Runtime.kernels.dot_rows(
-                    delta.floats, doBlock.address, Int64(doBlock.row), oBlock.address, Int64(oBlock.row), Int64(rows),
+                    delta.floats, doBlock.floats, Int64(doBlock.row), oBlock.floats, Int64(oBlock.row), Int64(rows),
                     Int64(channels))
-                try MatrixProduct.gemm(
-                    scores, q.at(start, 0), k.transposed, m: rows, n: seen, k: channels, accumulate: 0)
-                try MatrixProduct.gemm(dScores, doBlock, v.transposed, m: rows, n: seen, k: channels, accumulate: 0)
+                try product(rows, seen, channels).runAlone(scores, q.at(start, 0), k.transposed)
+                try product(rows, seen, channels).runAlone(dScores, doBlock, v.transposed)
                 Runtime.kernels.attention_softmax_gradient(
-                    scores.address, dScores.address, logSumExp + ((entry * heads + head) * time + start), delta.floats,
+                    scores.floats, dScores.floats, logSumExp + ((entry * heads + head) * time + start), delta.floats,
                     Int64(rows), Int64(seen), Int64(seen), Int64(start), scale)
-                try MatrixProduct.gemm(dvs, scores.transposed, doBlock, m: seen, n: channels, k: rows, accumulate: 1)
-                try MatrixProduct.gemm(dqs.at(start, 0), dScores, k, m: rows, n: channels, k: seen, accumulate: 1)
-                try MatrixProduct.gemm(
-                    dks, dScores.transposed, q.at(start, 0), m: seen, n: channels, k: rows, accumulate: 1)
+                try product(seen, channels, rows, accumulate: 1).runAlone(dvs, scores.transposed, doBlock)
+                try product(rows, channels, seen, accumulate: 1).runAlone(dqs.at(start, 0), dScores, k)
+                try product(seen, channels, rows, accumulate: 1).runAlone(dks, dScores.transposed, q.at(start, 0))
             }
         }
     }

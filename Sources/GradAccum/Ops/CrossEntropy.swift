@@ -40,16 +40,16 @@ extension Tensor {
         let x = try packedData()
         let w = try weight.packedData()
         let logits = try Tensor(uninitialized: Array(shape.dropLast()) + [layer.n], for: "linear_cross_entropy")
-        try layer.forward(logits.floats, x.floats, w.floats, nil)
+        try layer.forward(logits, x, w, nil)
         let out = try likelihood.loss(logits.floats)
         return out.recorded("linear_cross_entropy", from: [self, weight], isMean: reduction == .mean) {
             dy, gradients throws(GAError) in
             try likelihood.gradient(logits.floats, logits.floats, seed: dy.floats[0], 0)
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
-                try layer.inputGradient(dx, logits.floats, w.floats, accumulate)
+                try layer.inputGradient(dx, logits, w, accumulate)
             }
             try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
-                try layer.weightGradient(dw, logits.floats, x.floats, accumulate)
+                try layer.weightGradient(dw, logits, x, accumulate)
             }
         }
     }

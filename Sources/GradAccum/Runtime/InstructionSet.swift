@@ -3,12 +3,15 @@ import Glibc
 import Kernels
 import KernelsAVX2
 import KernelsAVX512
+import KernelsAVX512BF16
 
 /// The builds of the kernels, from the one that every x86-64 has to the widest.
 public enum InstructionSet: Int32, CaseIterable, Comparable, Sendable {
     case baseline = 0
     case avx2 = 1
     case avx512 = 2
+    /// With the dot product of bfloat16.
+    case avx512BF16 = 3
 
     public static func < (a: InstructionSet, b: InstructionSet) -> Bool { a.rawValue < b.rawValue }
 
@@ -17,6 +20,7 @@ public enum InstructionSet: Int32, CaseIterable, Comparable, Sendable {
         case .baseline: "baseline"
         case .avx2: "avx2"
         case .avx512: "avx512"
+        case .avx512BF16: "avx512_bf16"
         }
     }
 
@@ -29,7 +33,8 @@ public enum InstructionSet: Int32, CaseIterable, Comparable, Sendable {
         let wanted = String(cString: value)
         guard let set = allCases.first(where: { "\($0.name)" == wanted }) else {
             throw GAError(
-                .unsupported, "GRADACCUM_ISA is \"\(wanted)\": set it to baseline, avx2 or avx512, or unset it")
+                .unsupported,
+                "GRADACCUM_ISA is \"\(wanted)\": set it to baseline, avx2, avx512 or avx512_bf16, or unset it")
         }
         guard set <= best else {
             throw GAError(
@@ -43,6 +48,7 @@ public enum InstructionSet: Int32, CaseIterable, Comparable, Sendable {
         case .baseline: Kernels.makeKernelTable()
         case .avx2: KernelsAVX2.makeKernelTable()
         case .avx512: KernelsAVX512.makeKernelTable()
+        case .avx512BF16: KernelsAVX512BF16.makeKernelTable()
         }
     }
 }

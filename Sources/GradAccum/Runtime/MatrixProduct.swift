@@ -1,30 +1,52 @@
 import CShims
 
-/// A matrix in memory: element (i, j) is at `address[i * row + j * column]`, and one of the two steps is 1.
+/// A matrix in memory: element (i, j) is `i * row + j * column` elements from the first, and one of the steps is 1.
 struct Matrix {
-    let address: UnsafeMutablePointer<Float>
+    let address: UnsafeMutableRawPointer
+    let dtype: DType
     let row: Int
     let column: Int
 
-    /// Contiguous along its rows.
-    init(_ address: UnsafeMutablePointer<Float>, row: Int) {
-        self.init(address, row: row, column: 1)
-    }
-
-    init(_ address: UnsafeMutablePointer<Float>, row: Int, column: Int) {
+    init(_ address: UnsafeMutableRawPointer, _ dtype: DType, row: Int, column: Int = 1) {
         self.address = address
+        self.dtype = dtype
         self.row = row
         self.column = column
     }
 
-    var transposed: Matrix { Matrix(address, row: column, column: row) }
+    /// Float32, contiguous along its rows.
+    init(_ floats: UnsafeMutablePointer<Float>, row: Int) {
+        self.init(UnsafeMutableRawPointer(floats), .float32, row: row)
+    }
 
-    func at(_ i: Int, _ j: Int) -> Matrix { Matrix(address + (i * row + j * column), row: row, column: column) }
+    /// The elements of a contiguous tensor.
+    init(_ tensor: Tensor, row: Int) { self.init(tensor.address, tensor.dtype, row: row) }
+
+    var floats: UnsafeMutablePointer<Float> { address.assumingMemoryBound(to: Float.self) }
+
+    var transposed: Matrix { Matrix(address, dtype, row: column, column: row) }
+
+    func at(_ i: Int, _ j: Int) -> Matrix {
+        Matrix(address + (i * row + j * column) * dtype.byteCount, dtype, row: row, column: column)
+    }
+
+    /// Itself if it is float32, or else its rows converted into `scratch`.
+    func asFloats(rows: Int, columns: Int, _ scratch: UnsafeMutablePointer<Float>) -> Matrix {
+        guard dtype != .float32 else { return self }
+        for i in 0..<rows {
+            Runtime.kernels.to_f32(
+                scratch + i * columns, at(i, 0).address.assumingMemoryBound(to: UInt16.self), dtype.format,
+                Int64(columns))
+        }
+        return Matrix(scratch, row: columns)
+    }
+
+    fileprivate var operand: shims_matrix {
+        shims_matrix(address: address, row: Int64(row), column: Int64(column), format: dtype.format)
+    }
 }
 
-/// Cuts an axis into nearly equal blocks of at most `largest`, at multiples of 16 where it is longer than that.
-///
-/// The cut depends on the length alone, because a product's bits may depend on where it is cut.
+/// Cuts an axis into nearly equal blocks of at most `largest`, at multiples of 32 where it is longer than that.
 struct Blocks {
     let count: Int
     private let length: Int
@@ -34,7 +56,7 @@ struct Blocks {
         self.length = length
         let wanted = max(1, (length + largest - 1) / largest)
         let even = (length + wanted - 1) / wanted
-        size = wanted == 1 ? max(length, 1) : (even + 15) & ~15
+        size = wanted == 1 ? max(length, 1) : (even + 31) & ~31
         count = max(1, (length + size - 1) / size)
     }
 
@@ -42,97 +64,58 @@ struct Blocks {
     func count(_ block: Int) -> Int { min(size, length - block * size) }
 }
 
-enum MatrixProduct {
-    /// Rows and columns of the output that one call computes: large enough for full speed, small enough to share.
-    static let rowsPerTile = 256
-    static let columnsPerTile = 256
-    /// Samples with fewer rows than this are computed by chains, many samples together.
-    static let fewRows = 16
+/// c [m, n] (+)= a [m, k] b [k, n] (+ bias): a chain of multiply-adds over k per element of c, which is loaded first.
+///
+/// An element's bits depend on its row of a and its column of b alone: rows may be single samples, and a product over
+/// samples may be cut between any two.
+struct MatrixProduct {
+    let m, n, k: Int
+    /// What operands are rounded to before they are multiplied; sums are float32.
+    var arithmetic = DType.float32
+    /// Where not 0, the product is added to c, which is float32 then.
+    var accumulate: Int32 = 0
+    var bias: UnsafePointer<Float>?
 
-    /// Runs `body(matrix, row, rowCount, column, columnCount)` for the tiles of `count` output matrices.
-    static func forEachTile(
-        of count: Int, rows: Int, columns: Int, _ body: (Int, Int, Int, Int, Int) throws(GAError) -> Void
-    ) throws(GAError) {
-        let rowBlocks = Blocks(rows, largest: rowsPerTile)
-        let columnBlocks = Blocks(columns, largest: columnsPerTile)
-        let perMatrix = rowBlocks.count * columnBlocks.count
-        try Runtime.parallel(tiles: count * perMatrix) { tile throws(GAError) in
-            let row = tile % perMatrix / columnBlocks.count
-            let column = tile % columnBlocks.count
-            try body(
-                tile / perMatrix, rowBlocks.start(row), rowBlocks.count(row), columnBlocks.start(column),
-                columnBlocks.count(column))
+    /// Runs on all threads.
+    func run(_ c: Matrix, _ a: Matrix, _ b: Matrix) throws(GAError) {
+        let (rows, columns) = tiles(a)
+        try Runtime.parallel(tiles: rows.count * columns.count) { tile throws(GAError) in
+            let (i, j) = (tile % rows.count, tile / rows.count)
+            var part = MatrixProduct(
+                m: rows.count(i), n: columns.count(j), k: k, arithmetic: arithmetic, accumulate: accumulate)
+            part.bias = bias.map { $0 + columns.start(j) }
+            let (row, column) = (rows.start(i), columns.start(j))
+            try part.runAlone(c.at(row, column), a.at(row, 0), b.at(0, column))
         }
     }
 
-    /// c [m, n] (+)= a [m, k] b [k, n] (+ bias) by oneDNN, on the calling thread; c is contiguous along its rows.
-    static func gemm(
-        _ c: Matrix, _ a: Matrix, _ b: Matrix, m: Int, n: Int, k: Int, accumulate: Int32,
-        bias: UnsafePointer<Float>? = nil
-    ) throws(GAError) {
-        guard m > 0 && n > 0 else { return }
-        guard k > 0 else {
-            for i in 0..<m { emptySum(c.address + i * c.row, n, accumulate, bias) }
-            return
-        }
-        let aIsTransposed = a.column != 1
-        let bIsTransposed = b.column != 1
-        var shape = shims_gemm_shape(
-            m: Int64(m), n: Int64(n), k: Int64(k),
-            lda: Int64(leading(aIsTransposed ? a.column : a.row, aIsTransposed ? m : k)),
-            ldb: Int64(leading(bIsTransposed ? b.column : b.row, bIsTransposed ? k : n)),
-            ldc: Int64(leading(c.row, n)),
-            transpose_a: aIsTransposed ? 1 : 0, transpose_b: bIsTransposed ? 1 : 0,
-            accumulate: accumulate == 0 ? 0 : 1, has_bias: bias == nil ? 0 : 1, reserved: 0)
-        switch shims_gemm(&shape, a.address, b.address, c.address, bias) {
-        case SHIMS_GEMM_OK: return
-        case SHIMS_GEMM_OUT_OF_MEMORY:
-            throw GAError(.outOfMemory, "a matrix product [\(m), \(k)] x [\(k), \(n)] has no memory to work in")
-        default: throw GAError(.internal, "oneDNN refused a matrix product [\(m), \(k)] x [\(k), \(n)]")
-        }
-    }
-
-    /// The step of a matrix with one row or column means nothing and may be anything: take the least legal one.
-    private static func leading(_ step: Int, _ length: Int) -> Int { max(step, length, 1) }
-
-    private static func emptySum(
-        _ c: UnsafeMutablePointer<Float>, _ n: Int, _ accumulate: Int32, _ bias: UnsafePointer<Float>?
-    ) {
-        if let bias {
-            Runtime.kernels.add_scaled(c, bias, SHIMS_F32, 1, Int64(n), accumulate)
-        } else if accumulate == 0 {
-            Runtime.kernels.fill(c, 0, Int64(n))
-        }
-    }
-
-    /// c [m, n] (+)= a [m, k] b [k, n] by chains over k, each element alone: rows may be single samples.
-    ///
-    /// Runs on all threads. `b` is transposed into a temporary first where it is not contiguous along its rows.
-    static func chains(
-        _ c: Matrix, _ a: Matrix, _ b: Matrix, m: Int, n: Int, k: Int, accumulate: Int32
-    ) throws(GAError) {
-        let packed = b.column == 1 ? nil : try Tensor(uninitialized: [k, n], for: "matrix product")
-        if let packed {
-            let columns = Blocks(n, largest: 64)
-            try Runtime.parallel(tiles: columns.count) { block in
-                let start = columns.start(block)
-                let source = b.at(0, start)
-                Runtime.kernels.transpose(
-                    packed.floats + start, Int64(n), source.address, Int64(b.column), Int64(columns.count(block)),
-                    Int64(k))
+    /// A tile packs its columns of b once for all of its rows, and its rows of a once for all of its columns, if they are
+    /// not words in memory as they are: so a tile is tall or wide, and there are some for every thread.
+    private func tiles(_ a: Matrix) -> (rows: Blocks, columns: Blocks) {
+        let isReadInPlace = a.column == 1 && a.dtype == arithmetic
+        var (rowsOfTile, columnsOfTile) = isReadInPlace ? (2048, 128) : (512, 768)
+        let wanted = 3 * Runtime.numThreads
+        while true {
+            let (rows, columns) = (Blocks(m, largest: rowsOfTile), Blocks(n, largest: columnsOfTile))
+            if rows.count * columns.count >= wanted || (rowsOfTile <= 64 && columnsOfTile <= 64) {
+                return (rows, columns)
+            }
+            if columnsOfTile > 64 && (isReadInPlace || rowsOfTile <= 64) {
+                columnsOfTile /= 2
+            } else {
+                rowsOfTile /= 2
             }
         }
-        let rowMajor = packed.map { Matrix($0.floats, row: n) } ?? b
-        let rows = Blocks(m, largest: 64)
-        let columns = Blocks(n, largest: 64)
-        try Runtime.parallel(tiles: rows.count * columns.count) { tile in
-            let i = rows.start(tile / columns.count)
-            let j = columns.start(tile % columns.count)
-            let (from, to, into) = (a.at(i, 0), rowMajor.at(0, j), c.at(i, j))
-            Runtime.kernels.chain_gemm(
-                into.address, Int64(c.row), from.address, Int64(a.row), Int64(a.column), to.address,
-                Int64(rowMajor.row), Int64(rows.count(tile / columns.count)),
-                Int64(columns.count(tile % columns.count)), Int64(k), accumulate)
-        }
+    }
+
+    /// Runs on the calling thread.
+    func runAlone(_ c: Matrix, _ a: Matrix, _ b: Matrix) throws(GAError) {
+        var product = shims_product(
+            c: c.address, ldc: Int64(c.row), c_format: c.dtype.format, a: a.operand, b: b.operand, bias: bias,
+            m: Int64(m), n: Int64(n), k: Int64(k), accumulate: accumulate, arithmetic: arithmetic.format)
+        guard m > 0 && n > 0 else { return }
+        let scratch = try Tensor(
+            uninitialized: [Int(Runtime.kernels.matrix_product_scratch(&product))], for: "matrix product")
+        Runtime.kernels.matrix_product(&product, scratch.floats)
     }
 }

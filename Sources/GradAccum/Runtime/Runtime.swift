@@ -8,12 +8,6 @@ public enum Runtime {
         do throws(GAError) {
             let set = try InstructionSet.chosen()
             _ = try threadsAskedFor()
-            guard set == .best || shims_gemm_limit(set.rawValue) != 0 else {
-                throw GAError(
-                    .unsupported,
-                    "GRADACCUM_ISA is \(set.name), but this process uses oneDNN with a wider instruction set already: "
-                        + "make a gradaccum call first, or unset it")
-            }
             pthread_atfork(
                 { lockForFork() }, { unlockAfterFork() },
                 {

@@ -9,6 +9,14 @@ extension Tensor {
         }
     }
 
+    /// Errors: `dtype` unless this is float32 or bfloat16.
+    func requireFloat(_ operation: StaticString, _ argument: StaticString) throws(GAError) {
+        guard dtype == .float32 || dtype == .bfloat16 else {
+            let advice = dtype.isFloatingPoint ? ": cast it first" : ""
+            throw GAError(.dtype, "\(operation): \(argument) is \(dtype), and float32 or bfloat16 is needed\(advice)")
+        }
+    }
+
     func requireIndices(_ operation: StaticString, _ argument: StaticString) throws(GAError) {
         guard dtype == .int32 || dtype == .int64 else {
             throw GAError(.dtype, "\(operation): \(argument) is \(dtype), and int32 or int64 is needed")

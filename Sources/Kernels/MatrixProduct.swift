@@ -1,0 +1,210 @@
+import CShims
+
+/// Most words of k that are multiplied before the next are packed: so many that loading and storing sums counts little,
+/// and so few that a panel of `b` stays in the second-level cache.
+private let mostWords = 48 * 1024 / panelColumns
+/// Columns in a panel of `b`, and rows in a panel of `a` where that has to be packed.
+private let panelColumns = 16 * tileVectors
+private let panelRows = 48
+
+/// The sums of a tile.
+private typealias Sums = InlineArray<24, Vector>
+
+@inline(always)
+private func zeroSums() -> Sums {
+    // Not the generic initializer: its specialisation would be shared between the instruction sets.
+    [
+        .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero,
+        .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero, .zero,
+    ]
+}
+
+/// Some columns of a product over some words of k, with `b` packed for them.
+private struct Panel<W: Words> {
+    var c: UnsafeMutablePointer<Float>
+    let ldc: Int
+    let a: UnsafeRawPointer
+    /// Words between rows of `a`, or 0 if it is packed into panels.
+    let aRow: Int
+    let b: UnsafePointer<Float>
+    let ldb: Int
+    let rows, words: Int
+    /// What the sums start with where there is nothing to add to.
+    var bias: UnsafePointer<Float>?
+    let accumulate: Bool
+
+    /// Computes `rows` x `vectors` vectors of `c`, held in registers over all words; of the last vector of a row, if it is
+    /// the only one, the first `lanes`. `a` is that of the first row, with steps in words.
+    @inline(always)
+    func computeTile(
+        row: Int, rows: Int, vectors: Int, lanes: Int, _ a: UnsafeRawPointer, aRow: Int, aWord: Int
+    ) {
+        // The counts are constant after inlining, so that the loops unroll and the array becomes registers.
+        var sums = zeroSums()
+        let c = c + row &* ldc
+        if accumulate {
+            for i in 0..<rows {
+                for j in 0..<vectors {
+                    sums[unchecked: i &* vectors &+ j] = load(
+                        c + i &* ldc, Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+                }
+            }
+        } else if let bias {
+            for j in 0..<vectors {
+                let start = load(bias, Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+                for i in 0..<rows { sums[unchecked: i &* vectors &+ j] = start }
+            }
+        }
+        var (a, b) = (a, b)
+        for _ in 0..<words {
+            for i in 0..<rows {
+                let word = a.loadUnaligned(fromByteOffset: 4 &* i &* aRow, as: Float.self)
+                let factor = Vector(repeating: word)
+                for j in 0..<vectors {
+                    let sum = i &* vectors &+ j
+                    sums[unchecked: sum] = W.addProduct(
+                        factor, load(b, Lanes(first: j &* 16)), to: sums[unchecked: sum])
+                }
+            }
+            a += 4 &* aWord
+            b += ldb
+        }
+        for i in 0..<rows {
+            for j in 0..<vectors {
+                store(
+                    sums[unchecked: i &* vectors &+ j], c + i &* ldc,
+                    Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+            }
+        }
+    }
+
+    /// Computes all rows of whole vectors of columns, as many as a tile has.
+    @inline(never)
+    func computeWide() { compute(vectors: tileVectors, lanes: 16) }
+
+    /// Computes all rows of one vector of columns, or of the first `lanes` of it.
+    @inline(never)
+    func computeNarrow(lanes: Int) {
+        if lanes == 16 { compute(vectors: 1, lanes: 16) } else { compute(vectors: 1, lanes: lanes) }
+    }
+
+    @inline(always)
+    private func compute(vectors: Int, lanes: Int) {
+        if aRow > 0 {
+            compute(from: 0, to: rows, vectors: vectors, lanes: lanes, a, aRow: aRow, aWord: 1)
+            return
+        }
+        var row = 0
+        while row < rows {
+            let panel = row &+ panelRows <= rows ? panelRows : 16
+            compute(
+                from: row, to: min(row &+ panel, rows), vectors: vectors, lanes: lanes, a + 4 &* row &* words, aRow: 1,
+                aWord: panel)
+            row &+= panel
+        }
+    }
+
+    /// Computes some rows; `a` is that of the first.
+    @inline(always)
+    private func compute(
+        from first: Int, to end: Int, vectors: Int, lanes: Int, _ a: UnsafeRawPointer, aRow: Int, aWord: Int
+    ) {
+        var row = first
+        @inline(always)
+        func computeTile(rows: Int) {
+            self.computeTile(
+                row: row, rows: rows, vectors: vectors, lanes: lanes, a + 4 &* (row &- first) &* aRow, aRow: aRow,
+                aWord: aWord)
+            row &+= rows
+        }
+        while row &+ tileRows <= end { computeTile(rows: tileRows) }
+        if tileRows > 4 && row &+ 4 <= end { computeTile(rows: 4) }
+        if tileRows > 2 && row &+ 2 <= end { computeTile(rows: 2) }
+        while row < end { computeTile(rows: 1) }
+    }
+}
+
+/// The parts of a product's scratch memory, in floats.
+private struct Scratch {
+    let b, a, total: Int
+    /// Words that are packed at a time.
+    let words: Int
+    /// Rows of `c` in scratch, where `c` itself cannot hold sums; 0 where it can.
+    let ldc: Int
+
+    init<W: Words>(_: W.Type, _ product: shims_product) {
+        let (rows, columns) = ((Int(product.m) &+ 15) & ~15, (Int(product.n) &+ 15) & ~15)
+        // Nearly equal parts, in whole vectors.
+        let all = (Int(product.k) &+ W.elements &- 1) / W.elements
+        let parts = max(1, (all &+ mostWords &- 1) / mostWords)
+        words = ((all &+ parts &- 1) / parts &+ 15) & ~15
+        b = columns &* words
+        a = rows &* words
+        ldc = product.c_format.rawValue == SHIMS_F32.rawValue ? 0 : columns
+        total = b &+ a &+ Int(product.m) &* ldc
+    }
+}
+
+/// The floats of scratch memory that a product needs.
+func matrixProductScratch(_ product: UnsafePointer<shims_product>) -> Int64 {
+    let product = product.pointee
+    if product.arithmetic.rawValue == SHIMS_BF16.rawValue { return Int64(Scratch(PairWords.self, product).total) }
+    return Int64(Scratch(SingleWords.self, product).total)
+}
+
+/// `c[i][j] (+)=` the sum over p of `a[i][p] * b[p][j]`: one chain of multiply-adds per element in order of p, `c` or
+/// the bias first. Neither the tile nor the cut of k shows in a bit of the result.
+func matrixProduct(_ product: UnsafePointer<shims_product>, _ scratch: UnsafeMutablePointer<Float>) {
+    if product.pointee.arithmetic.rawValue == SHIMS_BF16.rawValue {
+        multiply(PairWords.self, product.pointee, scratch)
+    } else {
+        multiply(SingleWords.self, product.pointee, scratch)
+    }
+}
+
+@inline(never)
+private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: UnsafeMutablePointer<Float>) {
+    let (m, n, k) = (Int(product.m), Int(product.n), Int(product.k))
+    let a = Factor(
+        address: product.a.address, format: product.a.format, line: Int(product.a.row), along: Int(product.a.column))
+    let b = Factor(
+        address: product.b.address, format: product.b.format, line: Int(product.b.column), along: Int(product.b.row))
+    let places = Scratch(W.self, product)
+    let (packedA, packedB) = (scratch + places.b, scratch)
+    let sums = places.ldc == 0
+        ? product.c.assumingMemoryBound(to: Float.self) : scratch + (places.b &+ places.a)
+    let ldc = places.ldc == 0 ? Int(product.ldc) : places.ldc
+
+    let readsA = a.along == 1 && a.holds(W.self, count: k)
+    var first = 0
+    repeat {
+        let end = min(k, first &+ places.words &* W.elements)
+        let words = (end &- first &+ W.elements &- 1) / W.elements
+        var (aAddress, aRow) = (UnsafeRawPointer(packedA), 0)
+        if readsA {
+            (aAddress, aRow) = (a.address + 4 &* (first / W.elements), a.line / W.elements)
+        } else if a.along == 1 {
+            aRow = places.words
+            a.packAlong(W.self, packedA, aRow, lines: m, first: first, end: end)
+        } else {
+            a.packPanels(W.self, packedA, width: panelRows, lines: m, first: first, end: end)
+        }
+        b.packPanels(W.self, packedB, width: panelColumns, lines: n, first: first, end: end)
+        var column = 0
+        while column < n {
+            let isWide = column &+ panelColumns <= n
+            let width = isWide ? panelColumns : min(16, n &- column)
+            let panel = Panel<W>(
+                c: sums + column, ldc: ldc, a: aAddress, aRow: aRow, b: UnsafePointer(packedB + column &* words),
+                ldb: isWide ? panelColumns : 16, rows: m, words: words, bias: product.bias.map { $0 + column }, accumulate: product.accumulate != 0 || first > 0)
+            if isWide { panel.computeWide() } else { panel.computeNarrow(lanes: width) }
+            column &+= width
+        }
+        first = end
+    } while first < k
+    guard places.ldc > 0 else { return }
+    let out = product.c.assumingMemoryBound(to: UInt16.self)
+    for row in 0..<m {
+        fromF32(out + row &* Int(product.ldc), product.c_format, sums + row &* ldc, Int64(n))
+    }
+}
