@@ -28,62 +28,75 @@ final class HandleTable: @unchecked Sendable {
         return table
     }()
 
-    private struct Slot {
-        var generation: UInt64 = 0
-        var kind: HandleKind?
-        var object: AnyObject?
-    }
-
-    private static let slotBits: UInt64 = 28
-    private static let generationMask: UInt64 = (1 << 30) - 1
-
     private let lock = Lock()
-    private var slots: [Slot] = []
-    private var free: [Int] = []
+    private var slots = HandleSlots()
 
     func insert(_ object: AnyObject, _ kind: HandleKind) throws(GAError) -> OpaquePointer {
-        try lock.withLock { () throws(GAError) in
-            let index: Int
-            if let reused = free.popLast() {
-                index = reused
-            } else {
-                guard slots.count < 1 << HandleTable.slotBits else {
-                    throw GAError(.outOfMemory, "\(slots.count) handles are alive: free those that are not needed")
-                }
-                index = slots.count
-                slots.append(Slot())
-            }
-            slots[index].generation = (slots[index].generation &+ 1) & HandleTable.generationMask
-            slots[index].kind = kind
-            slots[index].object = object
-            let number =
-                slots[index].generation << (HandleTable.slotBits + 4) | UInt64(index) << 4 | UInt64(kind.rawValue)
-            return OpaquePointer(bitPattern: UInt(number))!
+        let handle = lock.withLock { slots.insert(object, kind) }
+        guard let handle else {
+            throw GAError(.outOfMemory, "\(HandleSlots.most) handles are alive: free those that are not needed")
         }
+        return handle
     }
 
     func find(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
-        lock.withLock { slot(of: handle, kind).flatMap { slots[$0].object } }
+        lock.withLock { slots.find(handle, kind) }
     }
 
     /// Forgets the handle and returns its object.
     func remove(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
-        lock.withLock {
-            guard let index = slot(of: handle, kind) else { return nil }
-            defer {
-                slots[index].object = nil
-                slots[index].kind = nil
-                free.append(index)
-            }
-            return slots[index].object
-        }
+        lock.withLock { slots.remove(handle, kind) }
+    }
+}
+
+/// The slots of a table, and which of them are free.
+private struct HandleSlots {
+    private struct Slot {
+        var generation: UInt64
+        var kind: HandleKind?
+        var object: AnyObject?
+    }
+
+    static let most = 1 << slotBits
+    private static let slotBits: UInt64 = 28
+    private static let generationMask: UInt64 = (1 << 30) - 1
+
+    private var slots: [Slot] = []
+    private var free: [Int] = []
+
+    /// nil if there are as many as there can be.
+    mutating func insert(_ object: AnyObject, _ kind: HandleKind) -> OpaquePointer? {
+        guard let index = freeSlot() else { return nil }
+        let generation = (slots[index].generation &+ 1) & HandleSlots.generationMask
+        slots[index] = Slot(generation: generation, kind: kind, object: object)
+        let number = generation << (HandleSlots.slotBits + 4) | UInt64(index) << 4 | UInt64(kind.rawValue)
+        return OpaquePointer(bitPattern: UInt(number))
+    }
+
+    private mutating func freeSlot() -> Int? {
+        if let index = free.popLast() { return index }
+        guard slots.count < HandleSlots.most else { return nil }
+        slots.append(Slot(generation: 0))
+        return slots.count - 1
+    }
+
+    func find(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
+        slot(of: handle, kind).flatMap { slots[$0].object }
+    }
+
+    mutating func remove(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
+        guard let index = slot(of: handle, kind) else { return nil }
+        let object = slots[index].object.take()
+        slots[index].kind = nil
+        free.append(index)
+        return object
     }
 
     private func slot(of handle: OpaquePointer, _ kind: HandleKind) -> Int? {
         let number = UInt64(UInt(bitPattern: handle))
-        let index = Int(number >> 4 & ((1 << HandleTable.slotBits) - 1))
+        let index = Int(number >> 4 & ((1 << HandleSlots.slotBits) - 1))
         guard number & 15 == UInt64(kind.rawValue), index < slots.count, slots[index].kind == kind,
-            slots[index].generation == number >> (HandleTable.slotBits + 4)
+            slots[index].generation == number >> (HandleSlots.slotBits + 4)
         else { return nil }
         return index
     }
