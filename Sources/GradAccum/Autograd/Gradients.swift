@@ -60,7 +60,7 @@ struct Gradients {
         let x = inputs[input]
         let (view, accumulate) = try open(input, zeroed: zeroed)
         guard !x.isContiguous else { return try body(view, accumulate) }
-        let temporary = try Tensor(uninitialized: x.shape, for: "gradient")
+        let temporary = try Tensor(uninitialized: x.layout)
         if accumulate != 0 {
             try StridedCopy(x.shape, from: x.strides, to: temporary.strides, elementBytes: 4)
                 .run(from: view, to: temporary.floats)
@@ -82,7 +82,7 @@ struct Gradients {
         if case .leaf(let place) = routes[input] { return sink.buffer(of: x.root, place: place) }
         let (_, accumulate) = try open(input, zeroed: false)
         let offset = x.offset - x.root.offset
-        let view = Tensor(x.root.node!.gradient!.storage, .float32, x.shape, strides: x.strides, offset: offset)
+        let view = Tensor(x.root.node!.gradient!.storage, .float32, x.layout, offset: offset)
         return GradientBuffer(view, isEmpty: accumulate == 0)
     }
 
@@ -91,7 +91,7 @@ struct Gradients {
         guard needed(input) else { return }
         let x = inputs[input]
         if routes[input] == .node, let node = x.node, node.gradient == nil {
-            node.gradient = Tensor(gradient.storage, .float32, x.shape, strides: x.strides, offset: gradient.offset)
+            node.gradient = Tensor(gradient.storage, .float32, x.layout, offset: gradient.offset)
             return
         }
         try add(to: input) { (out, accumulate) throws(GAError) in
@@ -116,7 +116,7 @@ struct Gradients {
         } else {
             let node = root.node!
             if node.gradient == nil {
-                node.gradient = try Tensor(uninitialized: root.shape, for: "gradient")
+                node.gradient = try Tensor(uninitialized: root.layout)
                 isEmpty = true
             } else {
                 try makeUnique(&node.gradient!)
@@ -131,7 +131,7 @@ struct Gradients {
     private func makeUnique(_ gradient: inout Tensor) throws(GAError) {
         if isKnownUniquelyReferenced(&gradient) && isKnownUniquelyReferenced(&gradient.storage) { return }
         let shared = gradient
-        let copy = try Tensor(uninitialized: shared.shape, for: "gradient")
+        let copy = try Tensor(uninitialized: shared.layout)
         try elementwise(copy.elementCount) { start, count in
             Runtime.kernels.add_scaled(copy.floats + start, shared.floats + start, SHIMS_F32, 1, Int64(count), 0)
         }

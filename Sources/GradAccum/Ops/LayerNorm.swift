@@ -14,7 +14,7 @@ extension Tensor {
             throw GAError(.invalidArgument, "layer_norm: eps is \(eps): it must be finite and at least 0")
         }
         let rows = columns == 0 ? 0 : elementCount / columns
-        let out = try Tensor(uninitialized: shape, for: "layer_norm")
+        let out = try Tensor(uninitialized: layout)
         let mean = try Tensor(uninitialized: [rows], for: "layer_norm")
         let rstd = try Tensor(uninitialized: [rows], for: "layer_norm")
         let x = try packedData()

@@ -89,7 +89,7 @@ extension Tensor {
         _ operation: StaticString, seed: UInt64, _ pair: (Double, Double) -> (Float, Float)
     ) throws(GAError) {
         try require(.float32, operation, "tensor")
-        let packed = isContiguous ? self : try Tensor(uninitialized: shape, for: operation)
+        let packed = isContiguous ? self : try Tensor(uninitialized: layout)
         let generator = Philox(seed: seed)
         let count = elementCount
         let out = packed.floats
