@@ -2,7 +2,9 @@ import CShims
 
 /// The recorded operations that a loss depends on, from the last to the first.
 struct Graph {
-    private var nodes: [Node] = []
+    private var nodes: [Node]
+    /// Of all inputs of all nodes, in the order of the nodes.
+    private var routes: [GradientRoute]
     /// Whether the loss depends on any leaf.
     private(set) var hasLeaves = false
 
@@ -12,33 +14,39 @@ struct Graph {
     /// chain of additions at each place is the same for every split.
     init(of loss: Tensor, into sink: GradientSink) throws(GAError) {
         let pass = Node.nextNumber()
-        let end = Node("loss", [loss], loss) { dy, gradients throws(GAError) in try gradients.pass(dy, to: 0) }
-        end.pass = pass
-        var open = [end]
-        while let node = open.popLast() {
+        nodes = [Node("loss", [loss], loss) { dy, gradients throws(GAError) in try gradients.pass(dy, to: 0) }]
+        nodes[0].pass = pass
+        var found = 0
+        var inputCount = 0
+        while found < nodes.count {
+            let node = nodes[found]
+            found += 1
             try node.requireUsable()
-            nodes.append(node)
+            inputCount += node.inputs.count
             for input in node.inputs {
                 guard let next = input.root.node, next.pass != pass else { continue }
                 next.pass = pass
-                open.append(next)
+                nodes.append(next)
             }
         }
         nodes.sort { $0.sequence > $1.sequence }
 
+        routes = [GradientRoute](repeating: .nowhere, count: inputCount)
         var uses: [ObjectIdentifier: Int] = [:]
         var leaves: [Tensor] = []
+        var firstRoute = inputCount
         for node in nodes.reversed() {
+            firstRoute -= node.inputs.count
             for (index, input) in node.inputs.enumerated() {
                 let root = input.root
-                guard root.isGradientLeaf else {
-                    node.routes[index] = root.node == nil ? .nowhere : .node
-                    continue
+                if root.node != nil {
+                    routes[firstRoute + index] = .node
+                } else if root.isLeaf {
+                    let place = uses[ObjectIdentifier(root), default: 0]
+                    if place == 0 { leaves.append(root) }
+                    routes[firstRoute + index] = .leaf(place: place)
+                    uses[ObjectIdentifier(root)] = place + 1
                 }
-                let place = uses[ObjectIdentifier(root), default: 0]
-                if place == 0 { leaves.append(root) }
-                node.routes[index] = .leaf(place: place)
-                uses[ObjectIdentifier(root)] = place + 1
             }
         }
         hasLeaves = !leaves.isEmpty
@@ -47,16 +55,25 @@ struct Graph {
 
     /// Lets the gradient of a scalar loss, `seed`, flow to the leaves. The graph is used up, even where this fails.
     func backward(seed: Float, into sink: GradientSink) throws(GAError) {
-        let gradient = try Tensor(uninitialized: nodes[0].shape, for: "gradient")
+        let gradient = try Tensor(uninitialized: nodes[0].layout)
         gradient.floats[0] = seed
         try backward(gradient, into: sink)
     }
 
     /// As ``backward(seed:into:)``, for a result of any shape and its contiguous gradient.
     func backward(_ gradient: Tensor, into sink: GradientSink) throws(GAError) {
-        defer { for node in nodes { node.gradient = nil } }
         nodes[0].gradient = gradient
-        for node in nodes { try node.run(sink) }
+        var firstRoute = 0
+        do throws(GAError) {
+            for node in nodes {
+                let inputCount = node.inputs.count
+                try node.run(routes, from: firstRoute, sink)
+                firstRoute += inputCount
+            }
+        } catch {
+            for node in nodes { node.gradient = nil }
+            throw error
+        }
     }
 }
 

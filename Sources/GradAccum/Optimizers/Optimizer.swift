@@ -81,7 +81,7 @@ public final class Optimizer {
                 slots[index].map { $0.floats + start }, count)
         }
         for (index, parameter) in parameters.enumerated() where gradients[index] != nil {
-            parameter.storage.version += 1
+            parameter.storage.noteWrite()
         }
         updateCount += 1
     }

@@ -6,8 +6,8 @@ final class Storage {
     }
 
     let address: UnsafeMutableRawPointer
-    /// Raised by every write that a recorded operation could miss.
-    var version = 0
+    /// The number, of ``Node/nextNumber()``, of the last write that a recorded operation could miss.
+    private(set) var lastWrite: UInt64 = 0
     /// Whose parameters lie here.
     weak var owner: Optimizer?
     private let source: Source
@@ -24,6 +24,9 @@ final class Storage {
         self.address = address
         source = .caller(release: release)
     }
+
+    /// To be called by every write but the one that makes a tensor.
+    func noteWrite() { lastWrite = Node.nextNumber() }
 
     deinit {
         switch source {

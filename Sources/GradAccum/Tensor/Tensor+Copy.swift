@@ -5,7 +5,7 @@ extension Tensor {
     /// Copies contiguous elements in. Errors: `shape` if `byteCount` is not the whole tensor's.
     public func copyIn(_ source: UnsafeRawPointer, byteCount: Int) throws(GAError) {
         try requireWhole(byteCount, "copy_in")
-        storage.version += 1
+        storage.noteWrite()
         let packed = layout.packed.strides
         try StridedCopy(shape, from: packed, to: strides, elementBytes: dtype.byteCount).run(from: source, to: address)
     }

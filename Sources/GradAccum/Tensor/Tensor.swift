@@ -5,7 +5,7 @@
 public final class Tensor {
     public let dtype: DType
     let layout: Layout
-    var storage: Storage
+    let storage: Storage
     let offset: Int
     private let viewed: Tensor?
 
