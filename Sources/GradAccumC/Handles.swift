@@ -32,20 +32,25 @@ final class HandleTable: @unchecked Sendable {
     private var slots = HandleSlots()
 
     func insert(_ object: AnyObject, _ kind: HandleKind) throws(GAError) -> OpaquePointer {
-        let handle = lock.withLock { slots.insert(object, kind) }
-        guard let handle else {
+        lock.lock()
+        defer { lock.unlock() }
+        guard let handle = slots.insert(object, kind) else {
             throw GAError(.outOfMemory, "\(HandleSlots.most) handles are alive: free those that are not needed")
         }
         return handle
     }
 
     func find(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
-        lock.withLock { slots.find(handle, kind) }
+        lock.lock()
+        defer { lock.unlock() }
+        return slots.find(handle, kind)
     }
 
     /// Forgets the handle and returns its object.
     func remove(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
-        lock.withLock { slots.remove(handle, kind) }
+        lock.lock()
+        defer { lock.unlock() }
+        return slots.remove(handle, kind)
     }
 }
 
@@ -80,7 +85,7 @@ private struct HandleSlots {
         return slots.count - 1
     }
 
-    func find(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
+    mutating func find(_ handle: OpaquePointer, _ kind: HandleKind) -> AnyObject? {
         slot(of: handle, kind).flatMap { slots[$0].object }
     }
 

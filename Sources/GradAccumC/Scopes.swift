@@ -15,7 +15,7 @@ final class Scope {
     /// Adds a handle; those that were freed meanwhile are forgotten now and then, so that the list stays as long as needed.
     func add(_ tensor: OpaquePointer) {
         if tensors.count >= compactAt {
-            tensors.removeAll { HandleTable.shared.find($0, .tensor) == nil }
+            tensors = tensors.filter { HandleTable.shared.find($0, .tensor) != nil }
             compactAt = max(256, 2 * tensors.count)
         }
         tensors.append(tensor)

@@ -82,6 +82,11 @@ public enum Runtime {
 
     /// Runs `body` for the tiles `0 ..< tiles` on the threads of the library.
     static func parallel(tiles: Int, _ body: ThreadPool.Body) throws(GAError) {
+        guard tiles > 0 else { return }
+        let mode = shims_enter_compute()
+        defer { shims_leave_compute(mode) }
+        // A single tile needs no pool, and so not its lock either.
+        if tiles == 1 { return try body(0) }
         try currentPool().run(tiles: tiles, body)
     }
 

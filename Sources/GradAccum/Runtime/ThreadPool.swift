@@ -48,10 +48,9 @@ final class ThreadPool: @unchecked Sendable {
     }
 
     /// Runs `body` for every tile; the first error that a tile throws is thrown once all have ended.
+    ///
+    /// The caller has entered the compute mode, as the workers have.
     func run(tiles: Int, _ body: Body) throws(GAError) {
-        guard tiles > 0 else { return }
-        let mode = shims_enter_compute()
-        defer { shims_leave_compute(mode) }
         let inTile = shims_thread_slot(Int32(SHIMS_SLOT_IN_TILE)) != nil
         guard tiles > 1, workerCount > 0, !inTile, !busy.exchange(true, ordering: .acquiring) else {
             for tile in 0..<tiles { try body(tile) }

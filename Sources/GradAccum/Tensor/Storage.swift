@@ -19,6 +19,13 @@ final class Storage {
         source = .arena(block)
     }
 
+    /// Uninitialised memory for `floatCount` numbers that need no shape.
+    convenience init(floatCount: Int) throws(GAError) {
+        try self.init(byteCount: floatCount * MemoryLayout<Float>.stride)
+    }
+
+    var floats: UnsafeMutablePointer<Float> { address.assumingMemoryBound(to: Float.self) }
+
     /// Memory of the caller; `release` is called once, when nothing looks at it any more.
     init(wrapping address: UnsafeMutableRawPointer, release: (() -> Void)?) {
         self.address = address
