@@ -24,7 +24,7 @@ struct Graph {
             try node.requireUsable()
             inputCount += node.inputs.count
             for input in node.inputs {
-                guard let next = input.root.node, next.pass != pass else { continue }
+                guard let next = input.producer, next.pass != pass else { continue }
                 next.pass = pass
                 nodes.append(next)
             }
@@ -38,10 +38,10 @@ struct Graph {
         for node in nodes.reversed() {
             firstRoute -= node.inputs.count
             for (index, input) in node.inputs.enumerated() {
-                let root = input.root
-                if root.node != nil {
+                if input.producer != nil {
                     routes[firstRoute + index] = .node
-                } else if root.isLeaf {
+                } else if input.isGradientLeaf {
+                    let root = input.root
                     let place = uses[ObjectIdentifier(root), default: 0]
                     if place == 0 { leaves.append(root) }
                     routes[firstRoute + index] = .leaf(place: place)

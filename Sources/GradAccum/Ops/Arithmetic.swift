@@ -24,7 +24,8 @@ private func binary(_ op: shims_binary, _ name: StaticString, _ a: Tensor, _ b: 
     }
 }
 
-private struct BinaryOperation {
+/// What forward and backward of one operation share: an object, so that the closure that is recorded holds nothing else.
+private final class BinaryOperation {
     private let op: shims_binary
     private let name: StaticString
     private let layout: Layout

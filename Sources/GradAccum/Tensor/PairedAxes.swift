@@ -4,58 +4,54 @@
 /// long as it can be.
 struct PairedAxes {
     private struct Axis {
-        var size = 1
-        var stepA = 1
-        var stepB = 1
+        var size: Int
+        var stepA: Int
+        var stepB: Int
+
+        /// Takes the axis around this one in, if the two can be walked as one.
+        mutating func join(_ around: Axis) -> Bool {
+            guard around.stepA == stepA * size && around.stepB == stepB * size else { return false }
+            size *= around.size
+            return true
+        }
     }
 
-    /// As many as ``Shape/maxRank``, held inline: every operation makes one of these.
-    private var axes = InlineArray<8, Axis>(repeating: Axis())
-    private var count = 0
+    private var row: Axis
+    /// The axes around the last one, from the innermost: mostly none.
+    private var around: [Axis] = []
 
     init(_ shape: [Int], _ a: [Int], _ b: [Int]) {
-        for axis in shape.indices where shape[axis] != 1 {
+        var row: Axis?
+        for axis in shape.indices.reversed() where shape[axis] != 1 {
             // Where both stand still, every element is the same one: once is enough.
             if shape[axis] > 1 && a[axis] == 0 && b[axis] == 0 { continue }
-            if count > 0, axes[count - 1].stepA == a[axis] * shape[axis],
-                axes[count - 1].stepB == b[axis] * shape[axis]
-            {
-                axes[count - 1].size *= shape[axis]
-                axes[count - 1].stepA = a[axis]
-                axes[count - 1].stepB = b[axis]
-            } else {
-                axes[count] = Axis(size: shape[axis], stepA: a[axis], stepB: b[axis])
-                count += 1
+            let next = Axis(size: shape[axis], stepA: a[axis], stepB: b[axis])
+            if row == nil {
+                row = next
+            } else if around.isEmpty ? !row!.join(next) : !around[around.count - 1].join(next) {
+                around.append(next)
             }
         }
-        // Of a single element: the axis that is there anyway.
-        count = max(count, 1)
+        self.row = row ?? Axis(size: 1, stepA: 1, stepB: 1)
     }
 
-    /// One axis of neighbours on both sides.
-    init(neighbours size: Int) {
-        axes[0].size = size
-        count = 1
-    }
+    /// Elements that are neighbours on both sides.
+    init(neighbours count: Int) { row = Axis(size: count, stepA: 1, stepB: 1) }
 
     /// The last axis: its length, and the steps of the two sides along it.
-    var rowSize: Int { axes[count - 1].size }
-    var rowStepA: Int { axes[count - 1].stepA }
-    var rowStepB: Int { axes[count - 1].stepB }
-    var rowCount: Int {
-        var rows = 1
-        for axis in 0..<(count - 1) { rows *= axes[axis].size }
-        return rows
-    }
+    var rowSize: Int { row.size }
+    var rowStepA: Int { row.stepA }
+    var rowStepB: Int { row.stepB }
+    var rowCount: Int { around.reduce(1) { $0 * $1.size } }
 
     /// Where a row starts on the two sides.
-    func offsets(ofRow row: Int) -> (a: Int, b: Int) {
-        var (rest, a, b) = (row, 0, 0)
-        for axis in stride(from: count - 2, through: 0, by: -1) {
-            let index = rest % axes[axis].size
-            rest /= axes[axis].size
-            a += index * axes[axis].stepA
-            b += index * axes[axis].stepB
+    func offsets(ofRow number: Int) -> (a: Int, b: Int) {
+        var (rest, a, b) = (number, 0, 0)
+        for axis in around {
+            let index = rest % axis.size
+            rest /= axis.size
+            a += index * axis.stepA
+            b += index * axis.stepB
         }
         return (a, b)
     }

@@ -144,11 +144,14 @@ public final class Tensor {
     /// The tensor that owns the gradient: itself, unless it is a view.
     var root: Tensor { viewed ?? self }
 
-    /// Whether a gradient flows to this tensor.
-    public var requiresGrad: Bool { root.isLeaf || root.node != nil }
+    /// The operation that made the root, where a gradient flows through it.
+    var producer: Node? { if let viewed { viewed.node } else { node } }
 
     /// Whether this is a leaf for gradients rather than a result of an operation.
-    var isGradientLeaf: Bool { root.isLeaf }
+    var isGradientLeaf: Bool { if let viewed { viewed.isLeaf } else { isLeaf } }
+
+    /// Whether a gradient flows to this tensor.
+    public var requiresGrad: Bool { isGradientLeaf || producer != nil }
 
     /// Makes a float32 tensor that no operation produced a leaf for gradients, or an ordinary tensor again.
     public func setRequiresGrad(_ required: Bool) throws(GAError) {
