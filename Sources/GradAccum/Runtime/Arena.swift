@@ -27,11 +27,27 @@ final class Arena: @unchecked Sendable {
     private static let smallestChunk = 1 << 20
     private static let largestStep = 64 << 20
 
+    private struct State {
+        var allocator = Allocator.system
+        var map = BlockMap()
+        var usage = MemoryUsage()
+        /// How many chunks are being asked for.
+        var growing = 0
+    }
+
     let lock = Lock()
-    private var allocator = Allocator.system
-    private var map = BlockMap()
-    private var usage = MemoryUsage()
-    private var growing = 0
+    /// Under the lock. By address, so that the runtime does not check what the lock makes sure of.
+    private let state = UnsafeMutablePointer<State>.allocate(capacity: 1)
+
+    private init() { state.initialize(to: State()) }
+
+    private func withState<Result, Failure: Error>(
+        _ body: (inout State) throws(Failure) -> Result
+    ) throws(Failure) -> Result {
+        lock.lock()
+        defer { lock.unlock() }
+        return try body(&state.pointee)
+    }
 
     /// Memory in use: where it is, and what to give back.
     struct Block {
@@ -44,47 +60,47 @@ final class Arena: @unchecked Sendable {
         let mask = Allocator.alignment - 1
         guard byteCount <= Int.max - mask else { throw Arena.exhausted(byteCount) }
         let size = max((byteCount + mask) & ~mask, Allocator.alignment)
-        let found: Block? = lock.withLock {
-            guard let index = map.take(size) else { return nil }
-            usage.countLive(size)
-            return Block(address: map.address(index), index: index)
+        let found: Block? = withState { state in
+            guard let index = state.map.take(size) else { return nil }
+            state.usage.countLive(size)
+            return Block(address: state.map.address(index), index: index)
         }
         if let found { return found }
         let chunk = try grow(size)
-        return lock.withLock {
-            growing -= 1
-            usage.arenaBytes += chunk.count
-            usage.countLive(size)
-            return Block(address: chunk.baseAddress!, index: map.take(size, of: chunk))
+        return withState { state in
+            state.growing -= 1
+            state.usage.arenaBytes += chunk.count
+            state.usage.countLive(size)
+            return Block(address: chunk.baseAddress!, index: state.map.take(size, of: chunk))
         }
     }
 
-    func free(_ block: Block) { lock.withLock { usage.liveBytes -= map.free(block.index) } }
+    func free(_ block: Block) { withState { $0.usage.liveBytes -= $0.map.free(block.index) } }
 
-    func memoryUsage() -> MemoryUsage { lock.withLock { usage } }
+    func memoryUsage() -> MemoryUsage { withState { $0.usage } }
 
-    func resetPeak() { lock.withLock { usage.peakBytes = usage.liveBytes } }
+    func resetPeak() { withState { $0.usage.peakBytes = $0.usage.liveBytes } }
 
     /// Gives chunks without a block in use back to the allocator.
     func trim() {
-        let (unused, allocator): ([UnsafeMutableRawBufferPointer], Allocator) = lock.withLock {
-            let unused = map.removeUnusedChunks()
-            for chunk in unused { usage.arenaBytes -= chunk.count }
-            return (unused, self.allocator)
+        let (unused, allocator): ([UnsafeMutableRawBufferPointer], Allocator) = withState { state in
+            let unused = state.map.removeUnusedChunks()
+            for chunk in unused { state.usage.arenaBytes -= chunk.count }
+            return (unused, state.allocator)
         }
         for chunk in unused { allocator.release(chunk.baseAddress!, chunk.count, allocator.user) }
     }
 
     func setAllocator(_ new: Allocator) throws(GAError) {
         trim()
-        try lock.withLock { () throws(GAError) in
-            guard map.chunkCount == 0 && growing == 0 else {
+        try withState { (state) throws(GAError) in
+            guard state.map.chunkCount == 0 && state.growing == 0 else {
                 throw GAError(
                     .state,
-                    "set_allocator: \(usage.liveBytes) bytes of the present allocator are in use: "
+                    "set_allocator: \(state.usage.liveBytes) bytes of the present allocator are in use: "
                         + "free all tensors, optimizers and accumulators first")
             }
-            allocator = new
+            state.allocator = new
         }
     }
 
@@ -96,15 +112,14 @@ final class Arena: @unchecked Sendable {
     ///
     /// The allocator is called without the lock, as it may call the library. `growing` counts what is under way.
     private func grow(_ size: Int) throws(GAError) -> UnsafeMutableRawBufferPointer {
-        let (allocator, wanted): (Allocator, Int) = lock.withLock {
-            growing += 1
-            return (
-                self.allocator, max(size, min(max(usage.arenaBytes, Arena.smallestChunk), Arena.largestStep))
-            )
+        let (allocator, wanted): (Allocator, Int) = withState { state in
+            state.growing += 1
+            let step = min(max(state.usage.arenaBytes, Arena.smallestChunk), Arena.largestStep)
+            return (state.allocator, max(size, step))
         }
         var failure = Arena.exhausted(size)
         for byteCount in wanted == size ? [size] : [wanted, size] {
-            lock.withLock { usage.allocatorCalls += 1 }
+            withState { state in state.usage.allocatorCalls += 1 }
             guard let address = allocator.allocate(byteCount, Allocator.alignment, allocator.user) else { continue }
             if Int(bitPattern: address) % Allocator.alignment == 0 {
                 return UnsafeMutableRawBufferPointer(start: address, count: byteCount)
@@ -113,7 +128,7 @@ final class Arena: @unchecked Sendable {
             failure = GAError(
                 .unsupported, "the allocator returned memory that is not at a multiple of \(Allocator.alignment)")
         }
-        lock.withLock { growing -= 1 }
+        withState { state in state.growing -= 1 }
         throw failure
     }
 }

@@ -17,6 +17,8 @@ struct BlockMap {
         var nextFree = none
     }
 
+    /// Blocks of up to this size stay whole when they are freed: the next operation wants them as they are.
+    private static let largestWhole = 4096
     /// How many blocks of a bin are compared before a larger bin is tried.
     private static let mostCompared = 32
     private static let none: Index = -1
@@ -25,6 +27,8 @@ struct BlockMap {
     /// Numbers without a block, to be given out again.
     private var unused: [Index] = []
     private var bins = [Index](repeating: none, count: 8 * 64)
+    /// By size, in units of the alignment, the blocks that stayed whole. Their neighbours take them as in use.
+    private var whole = [Index](repeating: none, count: largestWhole / Allocator.alignment + 1)
     /// A bit for every bin that is not empty.
     private var filled = [UInt64](repeating: 0, count: 8)
     private(set) var chunkCount = 0
@@ -35,7 +39,11 @@ struct BlockMap {
 
     /// A block of `size` bytes, or nil if none that is free is as large.
     mutating func take(_ size: Int) -> Index? {
-        guard let found = findFree(size) else { return nil }
+        if size <= BlockMap.largestWhole, case let index = whole[size / Allocator.alignment], index != BlockMap.none {
+            whole[size / Allocator.alignment] = blocks[index].nextFree
+            return index
+        }
+        guard let found = findFree(size) ?? findFreeAmongAll(size) else { return nil }
         if blocks[found].byteCount == size {
             unlink(found)
             blocks[found].isFree = false
@@ -65,8 +73,20 @@ struct BlockMap {
         return block
     }
 
-    /// Joins a block with its free neighbours; returns its size.
+    /// Takes a block back; returns its size.
     mutating func free(_ index: Index) -> Int {
+        let size = blocks[index].byteCount
+        if size <= BlockMap.largestWhole {
+            blocks[index].nextFree = whole[size / Allocator.alignment]
+            whole[size / Allocator.alignment] = index
+        } else {
+            join(index)
+        }
+        return size
+    }
+
+    /// Makes a block in use, or one that stayed whole, one with its free neighbours.
+    private mutating func join(_ index: Index) {
         let block = blocks[index]
         let previousIsFree = block.previous != BlockMap.none && blocks[block.previous].isFree
         let nextIsFree = block.next != BlockMap.none && blocks[block.next].isFree
@@ -88,11 +108,26 @@ struct BlockMap {
             removeFromOrder(block.next)
             resize(block.previous, to: blocks[block.previous].byteCount + joined)
         }
-        return block.byteCount
+    }
+
+    /// Joins the blocks that stayed whole, and looks again.
+    private mutating func findFreeAmongAll(_ size: Int) -> Index? {
+        joinWhole()
+        return findFree(size)
+    }
+
+    private mutating func joinWhole() {
+        for list in whole.indices {
+            while case let index = whole[list], index != BlockMap.none {
+                whole[list] = blocks[index].nextFree
+                join(index)
+            }
+        }
     }
 
     /// Removes the chunks without a block in use, and returns them.
     mutating func removeUnusedChunks() -> [UnsafeMutableRawBufferPointer] {
+        joinWhole()
         var chunks: [UnsafeMutableRawBufferPointer] = []
         for index in blocks.indices {
             let block = blocks[index]
