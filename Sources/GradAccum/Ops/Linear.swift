@@ -6,7 +6,7 @@ extension Tensor {
         let layer = try LinearLayer(self, weight, "linear")
         try bias?.require(.float32, "linear", "bias")
         try bias?.require(shape: [layer.n], "linear", "bias")
-        let out = try Tensor(uninitialized: Array(shape.dropLast()) + [layer.n], for: "linear")
+        let out = try Tensor(uninitialized: try layout.packed(lastSize: layer.n, "linear"))
         let x = try packedData()
         let w = try weight.packedData()
         let b = try bias?.packedData()
@@ -23,7 +23,7 @@ extension Tensor {
                 try sumRows(db, dy.floats, rows: layer.samples * layer.rows, columns: layer.n, accumulate)
             }
         }
-        return out.recorded("linear", from: [self, weight] + (bias.map { [$0] } ?? []), backward)
+        return out.recorded("linear", from: bias.map { [self, weight, $0] } ?? [self, weight], backward)
     }
 }
 

@@ -32,10 +32,14 @@ struct Blocks {
 
     init(_ length: Int, largest: Int) {
         self.length = length
-        let wanted = max(1, (length + largest - 1) / largest)
+        guard length > largest else {
+            (count, size) = (1, max(length, 1))
+            return
+        }
+        let wanted = (length + largest - 1) / largest
         let even = (length + wanted - 1) / wanted
-        size = wanted == 1 ? max(length, 1) : (even + 15) & ~15
-        count = max(1, (length + size - 1) / size)
+        size = (even + 15) & ~15
+        count = (length + size - 1) / size
     }
 
     func start(_ block: Int) -> Int { block * size }
@@ -111,7 +115,7 @@ enum MatrixProduct {
     static func chains(
         _ c: Matrix, _ a: Matrix, _ b: Matrix, m: Int, n: Int, k: Int, accumulate: Int32
     ) throws(GAError) {
-        let packed = b.column == 1 ? nil : try Tensor(uninitialized: [k, n], for: "matrix product")
+        let packed = b.column == 1 ? nil : try Storage(floatCount: k * n)
         if let packed {
             let columns = Blocks(n, largest: 64)
             try Runtime.parallel(tiles: columns.count) { block in

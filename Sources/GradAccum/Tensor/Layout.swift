@@ -30,6 +30,12 @@ final class Layout: Sendable {
     /// The same shape in a new tensor.
     var packed: Layout { isPacked ? self : Layout(shape, strides: Shape.contiguousStrides(shape)) }
 
+    /// The same shape but for the last axis, in a new tensor.
+    func packed(lastSize size: Int, _ operation: StaticString) throws(GAError) -> Layout {
+        if shape.last == size { return packed }
+        return try Layout(packed: shape.dropLast() + [size], operation)
+    }
+
     func hasShape(of other: Layout) -> Bool { self === other || shape == other.shape }
 
     /// That of a new tensor in the shape that both broadcast to. Errors: `shape` if they do not.
