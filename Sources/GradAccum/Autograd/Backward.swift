@@ -5,6 +5,8 @@ struct Graph {
     private var nodes: [Node]
     /// Of all inputs of all nodes, in the order of the nodes.
     private var routes: [GradientRoute]
+    /// Where those of each node start.
+    private var firstRoutes: [Int]
     /// Whether the loss depends on any leaf.
     private(set) var hasLeaves = false
 
@@ -32,19 +34,22 @@ struct Graph {
         nodes.sort { $0.sequence > $1.sequence }
 
         routes = [GradientRoute](repeating: .nowhere, count: inputCount)
+        firstRoutes = [Int](repeating: 0, count: nodes.count)
         var uses: [ObjectIdentifier: Int] = [:]
         var leaves: [Tensor] = []
-        var firstRoute = inputCount
-        for node in nodes.reversed() {
-            firstRoute -= node.inputs.count
-            for (index, input) in node.inputs.enumerated() {
+        var route = inputCount
+        for index in nodes.indices.reversed() {
+            let inputs = nodes[index].inputs
+            route -= inputs.count
+            firstRoutes[index] = route
+            for (number, input) in inputs.enumerated() {
                 if input.producer != nil {
-                    routes[firstRoute + index] = .node
+                    routes[route + number] = .node
                 } else if input.isGradientLeaf {
                     let root = input.root
                     let place = uses[ObjectIdentifier(root), default: 0]
                     if place == 0 { leaves.append(root) }
-                    routes[firstRoute + index] = .leaf(place: place)
+                    routes[route + number] = .leaf(place: place)
                     uses[ObjectIdentifier(root)] = place + 1
                 }
             }
@@ -63,13 +68,8 @@ struct Graph {
     /// As ``backward(seed:into:)``, for a result of any shape and its contiguous gradient.
     func backward(_ gradient: Tensor, into sink: GradientSink) throws(GAError) {
         nodes[0].gradient = gradient
-        var firstRoute = 0
         do throws(GAError) {
-            for node in nodes {
-                let inputCount = node.inputs.count
-                try node.run(routes, from: firstRoute, sink)
-                firstRoute += inputCount
-            }
+            for index in nodes.indices { try nodes[index].run(routes, from: firstRoutes[index], sink) }
         } catch {
             for node in nodes { node.gradient = nil }
             throw error

@@ -40,11 +40,7 @@ final class Node {
 
     /// Errors: `state` if the node is used up or an input has been written to since it was read.
     func requireUsable() throws(GAError) {
-        guard backward != nil else {
-            throw GAError(
-                .state,
-                "the graph is used up: its \(operation) has gone through backward already; compute the loss anew")
-        }
+        guard backward != nil else { throw usedUp }
         for input in inputs where input.storage.lastWrite > sequence {
             throw GAError(
                 .state,
@@ -52,16 +48,24 @@ final class Node {
         }
     }
 
-    /// Lets the gradient flow to the inputs and drops what was saved for it.
+    private var usedUp: GAError {
+        GAError(
+            .state, "the graph is used up: its \(operation) has gone through backward already; compute the loss anew")
+    }
+
+    /// Lets the gradient flow to the inputs and drops what was saved for it: a chain of nodes does not go with it, as
+    /// the pass holds them all.
     ///
-    /// `routes`: of the inputs, those of this node from `firstRoute` on.
+    /// `routes`: of all nodes of the pass, with those of this one's inputs from `firstRoute` on.
+    /// Errors: those of the operation; `state` if a block of the caller has used the node up since the pass began.
     func run(_ routes: [GradientRoute], from firstRoute: Int, _ sink: GradientSink) throws(GAError) {
         let (inputs, backward, dy) = (inputs, backward, gradient)
         gradient = nil
         self.inputs = []
         self.backward = nil
+        guard let backward else { throw usedUp }
         // No element, no gradient; a destination that is not written to must not count as written.
-        guard let backward, let dy, dy.elementCount > 0 else { return }
+        guard let dy, dy.elementCount > 0 else { return }
         try backward(dy, Gradients(inputs, routes, from: firstRoute, sink))
     }
 

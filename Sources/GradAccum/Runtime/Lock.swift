@@ -11,10 +11,10 @@ package final class Lock: @unchecked Sendable {
         mutex.deallocate()
     }
 
-    @usableFromInline package func lock() { pthread_mutex_lock(mutex) }
-    @usableFromInline package func unlock() { pthread_mutex_unlock(mutex) }
+    package func lock() { pthread_mutex_lock(mutex) }
+    package func unlock() { pthread_mutex_unlock(mutex) }
 
-    @inlinable package func withLock<Result, Failure: Error>(
+    package func withLock<Result, Failure: Error>(
         _ body: () throws(Failure) -> Result
     ) throws(Failure) -> Result {
         lock()

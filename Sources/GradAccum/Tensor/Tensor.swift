@@ -128,8 +128,11 @@ public final class Tensor {
 
     // MARK: Elements
 
+    /// The size of each axis.
     public var shape: [Int] { layout.shape }
+    /// The distance between neighbours along each axis.
     public var strides: [Int] { layout.strides }
+    /// The product of the sizes.
     public var elementCount: Int { layout.elementCount }
     var rank: Int { layout.shape.count }
     var isContiguous: Bool { layout.isContiguous }
