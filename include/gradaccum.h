@@ -123,7 +123,7 @@ ga_status ga_set_num_threads(int32_t count);
 ga_status ga_num_threads(int32_t *out);
 
 /*
- * The instruction set in use: "baseline", "avx2" or "avx512". It is the best that the CPU has, unless
+ * The instruction set in use: "baseline", "avx2", "avx512" or "avx512_bf16". It is the best that the CPU has, unless
  * GRADACCUM_ISA names a lower one; naming one that the CPU lacks is GA_ERROR_UNSUPPORTED in every call.
  */
 ga_status ga_instruction_set(const char **out);

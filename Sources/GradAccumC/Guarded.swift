@@ -38,9 +38,7 @@ func making(
 }
 
 func handle(of tensor: Tensor) throws(GAError) -> OpaquePointer {
-    let handle = try HandleTable.shared.insert(tensor, .tensor)
-    Scope.current?.add(handle)
-    return handle
+    try HandleTable.shared.insert(tensor, .tensor, in: Scope.current?.handle)
 }
 
 /// A constant of the header as a Swift enumeration. Errors: `invalidArgument`.

@@ -1,25 +1,14 @@
 import CShims
 import GradAccum
 
-/// The tensors made on a thread since it was opened.
+/// What owns the tensors made on a thread since it was opened: the handle table links them with its handle.
 final class Scope {
-    private var tensors: [OpaquePointer] = []
-    private var compactAt = 256
-    private var handle: OpaquePointer?
+    private(set) var handle: OpaquePointer?
     private let outer: Scope?
 
     private static let slot = Int32(SHIMS_SLOT_SCOPE)
 
     private init(inside outer: Scope?) { self.outer = outer }
-
-    /// Adds a handle; those that were freed meanwhile are forgotten now and then, so that the list stays as long as needed.
-    func add(_ tensor: OpaquePointer) {
-        if tensors.count >= compactAt {
-            tensors.removeAll { HandleTable.shared.find($0, .tensor) == nil }
-            compactAt = max(256, 2 * tensors.count)
-        }
-        tensors.append(tensor)
-    }
 
     /// The innermost open scope of this thread, which its thread slot does not own: its handle does.
     static var current: Scope? {
@@ -50,15 +39,8 @@ final class Scope {
             throw GAError(
                 .state, "scope_close: scope is not the innermost open scope of this thread: close the inner ones first")
         }
-        let keep = Set(kept)
         shims_set_thread_slot(slot, scope.outer.map { Unmanaged.passUnretained($0).toOpaque() })
-        for tensor in scope.tensors {
-            if keep.contains(tensor) {
-                scope.outer?.add(tensor)
-            } else {
-                _ = HandleTable.shared.remove(tensor, .tensor)
-            }
-        }
-        _ = HandleTable.shared.remove(handle!, .scope)
+        // Objects go without the lock: what they release may call the library.
+        _ = HandleTable.shared.close(handle!, keeping: Set(kept), outer: scope.outer?.handle)
     }
 }

@@ -132,24 +132,28 @@ private struct Scratch {
     /// Rows of `c` in scratch, where `c` itself cannot hold sums; 0 where it can.
     let ldc: Int
 
-    init<W: Words>(_: W.Type, _ product: shims_product) {
-        let (rows, columns) = ((Int(product.m) &+ 15) & ~15, (Int(product.n) &+ 15) & ~15)
+    init<W: Words>(_: W.Type, m: Int, n: Int, k: Int, _ formatOfC: shims_format) {
+        let (rows, columns) = ((m &+ 15) & ~15, (n &+ 15) & ~15)
         // Nearly equal parts, in whole vectors.
-        let all = (Int(product.k) &+ W.elements &- 1) / W.elements
+        let all = (k &+ W.elements &- 1) / W.elements
         let parts = max(1, (all &+ mostWords &- 1) / mostWords)
         words = ((all &+ parts &- 1) / parts &+ 15) & ~15
         b = columns &* words
         a = rows &* words
-        ldc = product.c_format.rawValue == SHIMS_F32.rawValue ? 0 : columns
-        total = b &+ a &+ Int(product.m) &* ldc
+        ldc = formatOfC.rawValue == SHIMS_F32.rawValue ? 0 : columns
+        total = b &+ a &+ m &* ldc
     }
 }
 
 /// The floats of scratch memory that a product needs.
-func matrixProductScratch(_ product: UnsafePointer<shims_product>) -> Int64 {
-    let product = product.pointee
-    if product.arithmetic.rawValue == SHIMS_BF16.rawValue { return Int64(Scratch(PairWords.self, product).total) }
-    return Int64(Scratch(SingleWords.self, product).total)
+func matrixProductScratch(
+    _ m: Int64, _ n: Int64, _ k: Int64, _ formatOfC: shims_format, _ arithmetic: shims_format
+) -> Int64 {
+    let (m, n, k) = (Int(m), Int(n), Int(k))
+    if arithmetic.rawValue == SHIMS_BF16.rawValue {
+        return Int64(Scratch(PairWords.self, m: m, n: n, k: k, formatOfC).total)
+    }
+    return Int64(Scratch(SingleWords.self, m: m, n: n, k: k, formatOfC).total)
 }
 
 /// `c[i][j] (+)=` the sum over p of `a[i][p] * b[p][j]`: one chain of multiply-adds per element in order of p, `c` or
@@ -169,7 +173,7 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
         address: product.a.address, format: product.a.format, line: Int(product.a.row), along: Int(product.a.column))
     let b = Factor(
         address: product.b.address, format: product.b.format, line: Int(product.b.column), along: Int(product.b.row))
-    let places = Scratch(W.self, product)
+    let places = Scratch(W.self, m: m, n: n, k: k, product.c_format)
     let (packedA, packedB) = (scratch + places.b, scratch)
     let sums = places.ldc == 0
         ? product.c.assumingMemoryBound(to: Float.self) : scratch + (places.b &+ places.a)

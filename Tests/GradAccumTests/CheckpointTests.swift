@@ -70,6 +70,24 @@ final class CheckpointTests: XCTestCase {
         XCTAssertEqual(try y.sum().gradients(of: [a])[0].values(), [2, 2])
     }
 
+    func testABlockThatUsesUpTheGraphAroundItIsAnError() throws {
+        let a = try leaf([1, 2])
+        let accumulator = try Accumulator(Optimizer([a], SGD()))
+        let x = try a * a
+        let other = try (x * a).sum()
+        var runs = 0
+        let y = try checkpoint([x]) { (inputs) throws(GAError) in
+            runs += 1
+            if runs == 2 { _ = try other.gradients(of: [a]) }
+            return try inputs[0] * a
+        }
+        let loss = try y.sum()
+        assertThrows(.state, naming: "used up") { try accumulator.accumulate(loss, weight: 1) }
+        try accumulator.zero()
+        try accumulator.accumulate(try (a * a).sum(), weight: 1)
+        XCTAssertEqual(try accumulator.accumulatedGradient(0).values(), [2, 4])
+    }
+
     func testTheBlocksErrorIsTheCheckpointsError() throws {
         let a = try leaf([1, 2])
         assertThrows(.shape, naming: "broadcast") {

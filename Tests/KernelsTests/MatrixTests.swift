@@ -53,7 +53,9 @@ final class MatrixTests: KernelTestCase {
                 b: b.matrix(from: depth.lowerBound, columns.lowerBound), bias: bias, m: Int64(rows.count),
                 n: Int64(columns.count), k: Int64(depth.count), accumulate: accumulate ? 1 : 0, arithmetic: arithmetic)
             let scratch = Buffer<Float>(
-                repeating: unread, count: Int(build.kernels.matrix_product_scratch(&product)))
+                repeating: unread,
+                count: Int(
+                    build.kernels.matrix_product_scratch(product.m, product.n, product.k, format, arithmetic)))
             build.kernels.matrix_product(&product, scratch.pointer)
         }
 

@@ -35,8 +35,8 @@ soname=$(tag SONAME)
 [ "$soname" = libgradaccum.so.1 ] && problem="" || problem="SONAME is '$soname'"
 gate "SONAME is libgradaccum.so.1" "$problem"
 
-allowed='^(libc|libm|libstdc\+\+|libgcc_s|libdnnl|libgomp|ld-linux-x86-64|ld-linux-aarch64)\.so(\.[0-9]+)*$'
-gate "needs nothing but the C, C++ and oneDNN runtimes" \
+allowed='^(libc|libm|libstdc\+\+|libgcc_s|ld-linux-x86-64|ld-linux-aarch64)\.so(\.[0-9]+)*$'
+gate "needs nothing but the C and C++ runtimes" \
     "$(tag NEEDED | grep -Ev "$allowed" | sed 's/^/needs /')"
 
 inside='^(\$ORIGIN|\$\{ORIGIN\})(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*/?$'

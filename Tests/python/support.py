@@ -118,6 +118,7 @@ def isas() -> list[str]:
         "baseline": set(),
         "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"},
         "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+        "avx512_bf16": {"avx512_bf16"},
     }
     have: list[str] = []
     for name, needed in levels.items():

@@ -380,6 +380,42 @@ def test_tensor_freed_in_its_scope_is_not_freed_again_by_it():
 
 
 @in_child
+def test_scopes_free_what_a_list_of_lists_says():
+    """Opening, making, freeing and closing at random."""
+    rng = np.random.default_rng(3)
+    values: dict[int, int] = {}
+    scopes: list[int] = []
+    members: list[list[int]] = [[]]  # of no scope, then of each that is open
+    gone: list[int] = []
+    for step in range(4000):
+        action = rng.integers(12)
+        alive = [x for level in members for x in level]
+        for x in alive[-3:]:
+            assert elements(x).tolist() == [values[x]]
+        if gone:
+            expect(raw.ga_tensor_fill(gone[rng.integers(len(gone))], 0.0), INVALID_ARGUMENT, "tensor")
+        if action == 0 and len(scopes) < 6:
+            scopes.append(made(raw.ga_scope_open))
+            members.append([])
+        elif action == 1 and scopes:
+            own = members.pop()
+            kept = [x for x in own if rng.random() < 0.4]
+            ok(raw.ga_scope_close(scopes.pop(), handles(*kept, *members[0][:1]), len(kept + members[0][:1])))
+            gone += [x for x in own if x not in kept]
+            members[-1] += kept
+        elif action < 6 and alive:
+            x = alive[rng.integers(len(alive))]
+            raw.ga_tensor_free(x)
+            next(level for level in members if x in level).remove(x)
+            gone.append(x)
+        else:
+            x = tensor(np.full(1, step, np.float32))
+            values[x] = step
+            members[-1].append(x)
+    assert len(gone) > 500 and any(members)
+
+
+@in_child
 def test_error_sentences_belong_to_their_thread():
     expect(raw.ga_set_num_threads(-5), INVALID_ARGUMENT, "-5")
     found: list[bytes] = []

@@ -121,6 +121,30 @@ def test_unaligned_memory_can_be_wrapped():
         assert found.tobytes() == expected.tobytes()
 
 
+# ====== Memory of the library ======
+
+
+def test_tensors_of_random_sizes_keep_their_elements():
+    rng = np.random.default_rng(4)
+    before = ga.memory_usage().live_bytes
+    alive: list[tuple[int, int, int]] = []
+    for step in range(3000):
+        count = int(rng.choice([rng.integers(1, 40), rng.integers(1, 3000), rng.integers(1, 200_000)]))
+        if len(alive) < 60 or rng.random() < 0.4:
+            alive.append((tensor(np.full(count, step, np.float32)), count, step))
+        while len(alive) > 90 or (alive and rng.random() < 0.4):
+            x, size, value = alive.pop(rng.integers(len(alive)))
+            assert (elements(x) == value).all()
+            raw.ga_tensor_free(x)
+        if step % 500 == 0:
+            ga.memory_trim()
+        assert ga.memory_usage().live_bytes - before == sum((4 * size + 63) // 64 * 64 for _, size, _ in alive)
+    for x, _, value in alive:
+        assert (elements(x) == value).all()
+        raw.ga_tensor_free(x)
+    assert ga.memory_usage().live_bytes == before
+
+
 # ====== The allocator ======
 
 
@@ -315,7 +339,7 @@ def out_of_memory(most: int, for_good: bool) -> list[int]:
 def test_every_allocation_may_fail(for_good):
     """The call that needs it returns OUT_OF_MEMORY and can be made again, and the result is the same bits."""
     allocations, refusals = in_new_process(out_of_memory, SMALL, for_good)
-    assert allocations > 30 and refusals == allocations - 1
+    assert allocations > 20 and refusals == allocations - 1
 
 
 @pytest.mark.parametrize("for_good", [False, True])

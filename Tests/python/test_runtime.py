@@ -100,7 +100,7 @@ def refusals() -> list[list[Any]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["avx1024", "AVX2 ", "", "sse"] + [x for x in ("avx2", "avx512") if x not in isas()]
+    "name", ["avx1024", "AVX2 ", "", "sse"] + [x for x in ("avx2", "avx512", "avx512_bf16") if x not in isas()]
 )
 def test_instruction_set_that_there_is_not_is_an_error_in_every_call(name):
     if name == "":

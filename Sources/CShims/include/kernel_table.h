@@ -145,7 +145,8 @@ typedef struct shims_kernel_table {
      * bias loaded first. So an element's bits do not depend on m, n or how a product over k is cut into calls that
      * accumulate; with arithmetic in pairs, at multiples of 2. scratch holds as many floats as the second says. */
     void (*_Nonnull matrix_product)(const shims_product *_Nonnull product, float *_Nonnull scratch);
-    int64_t (*_Nonnull matrix_product_scratch)(const shims_product *_Nonnull product);
+    int64_t (*_Nonnull matrix_product_scratch)(int64_t m, int64_t n, int64_t k, shims_format c_format,
+                                               shims_format arithmetic);
 
     /* --- optimizers: one pass over n elements --------------------------------------------------------------- */
     /* buffer may be null where momentum is 0. */

@@ -2,7 +2,11 @@ import CShims
 
 /// The recorded operations that a loss depends on, from the last to the first.
 struct Graph {
-    private var nodes: [Node] = []
+    private var nodes: [Node]
+    /// Of all inputs of all nodes, in the order of the nodes.
+    private var routes: [GradientRoute]
+    /// Where those of each node start.
+    private var firstRoutes: [Int]
     /// Whether the loss depends on any leaf.
     private(set) var hasLeaves = false
 
@@ -12,33 +16,42 @@ struct Graph {
     /// chain of additions at each place is the same for every split.
     init(of loss: Tensor, into sink: GradientSink) throws(GAError) {
         let pass = Node.nextNumber()
-        let end = Node("loss", [loss], loss) { dy, gradients throws(GAError) in try gradients.pass(dy, to: 0) }
-        end.pass = pass
-        var open = [end]
-        while let node = open.popLast() {
+        nodes = [Node("loss", [loss], loss) { dy, gradients throws(GAError) in try gradients.pass(dy, to: 0) }]
+        nodes[0].pass = pass
+        var found = 0
+        var inputCount = 0
+        while found < nodes.count {
+            let node = nodes[found]
+            found += 1
             try node.requireUsable()
-            nodes.append(node)
+            inputCount += node.inputs.count
             for input in node.inputs {
-                guard let next = input.root.node, next.pass != pass else { continue }
+                guard let next = input.producer, next.pass != pass else { continue }
                 next.pass = pass
-                open.append(next)
+                nodes.append(next)
             }
         }
         nodes.sort { $0.sequence > $1.sequence }
 
+        routes = [GradientRoute](repeating: .nowhere, count: inputCount)
+        firstRoutes = [Int](repeating: 0, count: nodes.count)
         var uses: [ObjectIdentifier: Int] = [:]
         var leaves: [Tensor] = []
-        for node in nodes.reversed() {
-            for (index, input) in node.inputs.enumerated() {
-                let root = input.root
-                guard root.isGradientLeaf else {
-                    node.routes[index] = root.node == nil ? .nowhere : .node
-                    continue
+        var route = inputCount
+        for index in nodes.indices.reversed() {
+            let inputs = nodes[index].inputs
+            route -= inputs.count
+            firstRoutes[index] = route
+            for (number, input) in inputs.enumerated() {
+                if input.producer != nil {
+                    routes[route + number] = .node
+                } else if input.isGradientLeaf {
+                    let root = input.root
+                    let place = uses[ObjectIdentifier(root), default: 0]
+                    if place == 0 { leaves.append(root) }
+                    routes[route + number] = .leaf(place: place)
+                    uses[ObjectIdentifier(root)] = place + 1
                 }
-                let place = uses[ObjectIdentifier(root), default: 0]
-                if place == 0 { leaves.append(root) }
-                node.routes[index] = .leaf(place: place)
-                uses[ObjectIdentifier(root)] = place + 1
             }
         }
         hasLeaves = !leaves.isEmpty
@@ -47,16 +60,20 @@ struct Graph {
 
     /// Lets the gradient of a scalar loss, `seed`, flow to the leaves. The graph is used up, even where this fails.
     func backward(seed: Float, into sink: GradientSink) throws(GAError) {
-        let gradient = try Tensor(uninitialized: nodes[0].shape, for: "gradient")
+        let gradient = try Tensor(uninitialized: nodes[0].layout)
         gradient.floats[0] = seed
         try backward(gradient, into: sink)
     }
 
     /// As ``backward(seed:into:)``, for a result of any shape and its contiguous gradient.
     func backward(_ gradient: Tensor, into sink: GradientSink) throws(GAError) {
-        defer { for node in nodes { node.gradient = nil } }
         nodes[0].gradient = gradient
-        for node in nodes { try node.run(sink) }
+        do throws(GAError) {
+            for index in nodes.indices { try nodes[index].run(routes, from: firstRoutes[index], sink) }
+        } catch {
+            for node in nodes { node.gradient = nil }
+            throw error
+        }
     }
 }
 

@@ -25,7 +25,7 @@ protocol GradientSink: AnyObject {
 }
 
 /// Where the gradient of one input of an operation goes, settled before a backward pass begins.
-enum GradientRoute: Equatable {
+enum GradientRoute {
     case nowhere
     case node
     case leaf(place: Int)
@@ -38,18 +38,23 @@ enum GradientRoute: Equatable {
 struct Gradients {
     private let inputs: [Tensor]
     private let routes: [GradientRoute]
+    private let firstRoute: Int
     private let sink: GradientSink
 
-    init(_ inputs: [Tensor], _ routes: [GradientRoute], _ sink: GradientSink) {
+    /// `routes`: those of all operations of a graph, with the ones of `inputs` from `firstRoute` on.
+    init(_ inputs: [Tensor], _ routes: [GradientRoute], from firstRoute: Int, _ sink: GradientSink) {
         self.inputs = inputs
         self.routes = routes
+        self.firstRoute = firstRoute
         self.sink = sink
     }
 
-    func needed(_ input: Int) -> Bool { routes[input] != .nowhere }
+    private func route(_ input: Int) -> GradientRoute { routes[firstRoute + input] }
+
+    func needed(_ input: Int) -> Bool { if case .nowhere = route(input) { false } else { true } }
 
     /// Whether the gradient goes to a leaf, and so into a chain over all samples of a window.
-    func isLeaf(_ input: Int) -> Bool { if case .leaf = routes[input] { true } else { false } }
+    func isLeaf(_ input: Int) -> Bool { if case .leaf = route(input) { true } else { false } }
 
     /// Calls `body(destination, accumulate)` if the input needs a gradient. `zeroed`: the body adds to some elements only.
     func add(
@@ -60,7 +65,7 @@ struct Gradients {
         let x = inputs[input]
         let (view, accumulate) = try open(input, zeroed: zeroed)
         guard !x.isContiguous else { return try body(view, accumulate) }
-        let temporary = try Tensor(uninitialized: x.shape, for: "gradient")
+        let temporary = try Tensor(uninitialized: x.layout)
         if accumulate != 0 {
             try StridedCopy(x.shape, from: x.strides, to: temporary.strides, elementBytes: 4)
                 .run(from: view, to: temporary.floats)
@@ -79,10 +84,10 @@ struct Gradients {
     /// The gradient of a needed contiguous input as a buffer to add to: that of the leaf's place, if it is one.
     func buffer(of input: Int) throws(GAError) -> GradientBuffer {
         let x = inputs[input]
-        if case .leaf(let place) = routes[input] { return sink.buffer(of: x.root, place: place) }
+        if case .leaf(let place) = route(input) { return sink.buffer(of: x.root, place: place) }
         let (_, accumulate) = try open(input, zeroed: false)
         let offset = x.offset - x.root.offset
-        let view = Tensor(x.root.node!.gradient!.storage, .float32, x.shape, strides: x.strides, offset: offset)
+        let view = Tensor(x.root.node!.gradient!.storage, .float32, x.layout, offset: offset)
         return GradientBuffer(view, isEmpty: accumulate == 0)
     }
 
@@ -90,8 +95,8 @@ struct Gradients {
     func pass(_ gradient: Tensor, to input: Int) throws(GAError) {
         guard needed(input) else { return }
         let x = inputs[input]
-        if routes[input] == .node, let node = x.node, node.gradient == nil {
-            node.gradient = Tensor(gradient.storage, .float32, x.shape, strides: x.strides, offset: gradient.offset)
+        if case .node = route(input), let node = x.node, node.gradient == nil {
+            node.gradient = gradient
             return
         }
         try add(to: input) { (out, accumulate) throws(GAError) in
@@ -108,34 +113,36 @@ struct Gradients {
         let isPartial = zeroed || x.elementCount != root.elementCount
         let whole: Tensor
         var isEmpty = false
-        if case .leaf(let place) = routes[input] {
+        if case .leaf(let place) = route(input) {
             let buffer = sink.buffer(of: root, place: place)
             isEmpty = buffer.isEmpty
             buffer.isEmpty = false
             whole = buffer.tensor
         } else {
             let node = root.node!
-            if node.gradient == nil {
-                node.gradient = try Tensor(uninitialized: root.shape, for: "gradient")
+            var gradient = node.gradient
+            node.gradient = nil
+            if gradient == nil {
                 isEmpty = true
+                whole = try Tensor(uninitialized: root.layout)
+            } else if isKnownUniquelyReferenced(&gradient) {
+                whole = gradient!
             } else {
-                try makeUnique(&node.gradient!)
+                // It was passed on without a copy, and others read it.
+                whole = try copy(gradient!)
             }
-            whole = node.gradient!
+            node.gradient = whole
         }
         if isEmpty && isPartial { try fillZeros(whole.floats, whole.elementCount) }
         return (whole.floats + (x.offset - root.offset), isEmpty && !isPartial ? 0 : 1)
     }
 
-    /// A gradient that was passed on without a copy is copied before it is added to.
-    private func makeUnique(_ gradient: inout Tensor) throws(GAError) {
-        if isKnownUniquelyReferenced(&gradient) && isKnownUniquelyReferenced(&gradient.storage) { return }
-        let shared = gradient
-        let copy = try Tensor(uninitialized: shared.shape, for: "gradient")
+    private func copy(_ gradient: Tensor) throws(GAError) -> Tensor {
+        let copy = try Tensor(uninitialized: gradient.layout)
         try elementwise(copy.elementCount) { start, count in
-            Runtime.kernels.add_scaled(copy.floats + start, shared.floats + start, SHIMS_F32, 1, Int64(count), 0)
+            Runtime.kernels.add_scaled(copy.floats + start, gradient.floats + start, SHIMS_F32, 1, Int64(count), 0)
         }
-        gradient = copy
+        return copy
     }
 }
 

@@ -10,21 +10,20 @@ final class Node {
     /// The order of recording, which is an order of computation.
     let sequence: UInt64
     /// Of the output.
-    let shape: [Int]
+    let layout: Layout
     /// Whether the output is a mean over samples, which must not be mistaken for a sum.
     let isMean: Bool
     private(set) var inputs: [Tensor]
-    private let versions: [Int]
     private var backward: Backward?
 
     /// The gradient of the output, while a backward pass adds to it.
     var gradient: Tensor?
-    /// Where the gradient of each input goes: to a leaf's place of this number, to a node, or nowhere.
-    var routes: [GradientRoute]
     /// The backward pass that found this node last.
     var pass: UInt64 = 0
 
     private static let counter = Atomic<UInt64>(1)
+
+    /// A number for an event of autograd: later ones are larger.
     static func nextNumber() -> UInt64 { counter.add(1, ordering: .relaxed).oldValue }
 
     init(
@@ -35,40 +34,42 @@ final class Node {
         self.inputs = inputs
         self.isMean = isMean
         self.backward = backward
-        shape = output.shape
+        layout = output.layout
         sequence = Node.nextNumber()
-        versions = inputs.map(\.storage.version)
-        routes = [GradientRoute](repeating: .nowhere, count: inputs.count)
     }
 
     /// Errors: `state` if the node is used up or an input has been written to since it was read.
     func requireUsable() throws(GAError) {
-        guard backward != nil else {
-            throw GAError(
-                .state,
-                "the graph is used up: its \(operation) has gone through backward already; compute the loss anew")
-        }
-        for (input, version) in zip(inputs, versions) where input.storage.version != version {
+        guard backward != nil else { throw usedUp }
+        for input in inputs where input.storage.lastWrite > sequence {
             throw GAError(
                 .state,
                 "\(input.label), read by \(operation), has changed since the forward pass: compute the loss anew")
         }
     }
 
-    /// Lets the gradient flow to the inputs and drops what was saved for it.
-    func run(_ sink: GradientSink) throws(GAError) {
-        let backward = self.backward
-        let dy = gradient
-        defer { useUp() }
-        guard let backward, let dy else { return }
-        gradient = nil
-        // No element, no gradient; a destination that is not written to must not count as written.
-        guard dy.elementCount > 0 else { return }
-        try backward(dy, Gradients(inputs, routes, sink))
+    private var usedUp: GAError {
+        GAError(
+            .state, "the graph is used up: its \(operation) has gone through backward already; compute the loss anew")
     }
 
-    private func useUp() {
+    /// Lets the gradient flow to the inputs and drops what was saved for it: a chain of nodes does not go with it, as
+    /// the pass holds them all.
+    ///
+    /// `routes`: of all nodes of the pass, with those of this one's inputs from `firstRoute` on.
+    /// Errors: those of the operation; `state` if a block of the caller has used the node up since the pass began.
+    func run(_ routes: [GradientRoute], from firstRoute: Int, _ sink: GradientSink) throws(GAError) {
+        let (inputs, backward, dy) = (inputs, backward, gradient)
         gradient = nil
+        self.inputs = []
+        self.backward = nil
+        guard let backward else { throw usedUp }
+        // No element, no gradient; a destination that is not written to must not count as written.
+        guard let dy, dy.elementCount > 0 else { return }
+        try backward(dy, Gradients(inputs, routes, from: firstRoute, sink))
+    }
+
+    deinit {
         guard !inputs.isEmpty || backward != nil else { return }
         Trash.empty { trash in
             trash.tensors.append(contentsOf: inputs)
@@ -77,8 +78,6 @@ final class Node {
             backward = nil
         }
     }
-
-    deinit { useUp() }
 }
 
 /// What nodes held on to, on its way out.

@@ -16,7 +16,7 @@ extension Tensor {
 
     private func unary(_ op: shims_unary, _ name: StaticString) throws(GAError) -> Tensor {
         try require(.float32, name, "x")
-        let out = try Tensor(uninitialized: shape, for: name)
+        let out = try Tensor(uninitialized: layout)
         let x = try packedData()
         try elementwise(elementCount) { start, count in
             Runtime.kernels.unary(op, out.floats + start, x.floats + start, Int64(count))

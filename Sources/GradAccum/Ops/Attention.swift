@@ -93,17 +93,29 @@ private struct AttentionShape {
         MatrixProduct(m: m, n: n, k: k, arithmetic: compute, accumulate: accumulate)
     }
 
-    /// One tile per batch entry and head, which no other writes to.
-    private func forEachHead(_ body: (Int, Int) throws(GAError) -> Void) throws(GAError) {
+    /// Runs `body(batch entry, head, memory)` for what no other writes to, with `floats` of memory for itself and some for
+    /// products after it.
+    private func forEachHead(
+        floats: Int, _ body: (Int, Int, UnsafeMutablePointer<Float>) -> Void
+    ) throws(GAError) {
         guard time > 0 else { return }
-        try Runtime.parallel(tiles: batch * heads) { tile throws(GAError) in try body(tile / heads, tile % heads) }
+        let products = (0..<blocks.count).map { block in
+            let (rows, seen) = (blocks.count(block), blocks.start(block) + blocks.count(block))
+            return max(
+                product(rows, seen, channels).scratch(), product(rows, channels, seen).scratch(for: compute),
+                product(seen, channels, rows).scratch())
+        }
+        try Runtime.parallel(tiles: batch * heads, scratch: floats + products.max()!) { tile, memory in
+            body(tile / heads, tile % heads, memory)
+        }
     }
 
     func forward(
         _ out: Heads, _ query: Heads, _ key: Heads, _ value: Heads, _ logSumExp: UnsafeMutablePointer<Float>
     ) throws(GAError) {
-        try forEachHead { (entry, head) throws(GAError) in
-            let scratch = try Tensor(uninitialized: [blocks.count(0), time], for: "causal_attention")
+        let floats = blocks.count(0) * time
+        try forEachHead(floats: floats) { entry, head, memory in
+            let scratch = memory + floats
             let channel = head * channels
             let (o, q) = (out.matrix(entry, channel: channel), query.matrix(entry, channel: channel))
             let (k, v) = (key.matrix(entry, channel: channel), value.matrix(entry, channel: channel))
@@ -111,12 +123,12 @@ private struct AttentionShape {
                 let start = blocks.start(block)
                 let rows = blocks.count(block)
                 let seen = start + rows
-                let scores = Matrix(scratch.floats, row: seen)
-                try product(rows, seen, channels).runAlone(scores, q.at(start, 0), k.transposed)
+                let scores = Matrix(memory, row: seen)
+                product(rows, seen, channels).runAlone(scores, q.at(start, 0), k.transposed, scratch)
                 Runtime.kernels.attention_softmax(
                     scores.floats, logSumExp + ((entry * heads + head) * time + start), Int64(rows), Int64(seen),
                     Int64(seen), Int64(start), scale)
-                try product(rows, channels, seen).runAlone(o.at(start, 0), scores, v)
+                product(rows, channels, seen).runAlone(o.at(start, 0), scores, v, scratch)
             }
         }
     }
@@ -126,10 +138,12 @@ private struct AttentionShape {
         _ dq: Heads, _ dk: Heads, _ dv: Heads, _ query: Heads, _ key: Heads, _ value: Heads, _ out: Heads,
         _ dy: Heads, _ logSumExp: UnsafeMutablePointer<Float>
     ) throws(GAError) {
-        try forEachHead { (entry, head) throws(GAError) in
-            let rowsOfBlock = blocks.count(0)
-            let scratch = try Tensor(uninitialized: [2 * rowsOfBlock, max(time, channels)], for: "causal_attention")
-            let delta = try Tensor(uninitialized: [rowsOfBlock], for: "causal_attention")
+        let rowsOfBlock = blocks.count(0)
+        // The scores first, where the output is too before them; their gradient; one number per row.
+        let scoreFloats = rowsOfBlock * max(time, channels)
+        let floats = 2 * scoreFloats + rowsOfBlock
+        try forEachHead(floats: floats) { entry, head, memory in
+            let (scratch, delta) = (memory + floats, memory + 2 * scoreFloats)
             let channel = head * channels
             let (q, k) = (query.matrix(entry, channel: channel), key.matrix(entry, channel: channel))
             let (v, o) = (value.matrix(entry, channel: channel), out.matrix(entry, channel: channel))
@@ -139,21 +153,21 @@ private struct AttentionShape {
                 let start = blocks.start(block)
                 let rows = blocks.count(block)
                 let seen = start + rows
-                let scores = Matrix(scratch.floats, row: seen)
-                let dScores = Matrix(scratch.floats + rowsOfBlock * time, row: seen)
+                let (scores, dScores) = (Matrix(memory, row: seen), Matrix(memory + scoreFloats, row: seen))
                 let doBlock = dos.at(start, 0)
-                let oBlock = o.at(start, 0).asFloats(rows: rows, columns: channels, scratch.floats)
+                let oBlock = o.at(start, 0).asFloats(rows: rows, columns: channels, memory)
                 Runtime.kernels.dot_rows(
-                    delta.floats, doBlock.floats, Int64(doBlock.row), oBlock.floats, Int64(oBlock.row), Int64(rows),
+                    delta, doBlock.floats, Int64(doBlock.row), oBlock.floats, Int64(oBlock.row), Int64(rows),
                     Int64(channels))
-                try product(rows, seen, channels).runAlone(scores, q.at(start, 0), k.transposed)
-                try product(rows, seen, channels).runAlone(dScores, doBlock, v.transposed)
+                product(rows, seen, channels).runAlone(scores, q.at(start, 0), k.transposed, scratch)
+                product(rows, seen, channels).runAlone(dScores, doBlock, v.transposed, scratch)
                 Runtime.kernels.attention_softmax_gradient(
-                    scores.floats, dScores.floats, logSumExp + ((entry * heads + head) * time + start), delta.floats,
+                    scores.floats, dScores.floats, logSumExp + ((entry * heads + head) * time + start), delta,
                     Int64(rows), Int64(seen), Int64(seen), Int64(start), scale)
-                try product(seen, channels, rows, accumulate: 1).runAlone(dvs, scores.transposed, doBlock)
-                try product(rows, channels, seen, accumulate: 1).runAlone(dqs.at(start, 0), dScores, k)
-                try product(seen, channels, rows, accumulate: 1).runAlone(dks, dScores.transposed, q.at(start, 0))
+                product(seen, channels, rows, accumulate: 1).runAlone(dvs, scores.transposed, doBlock, scratch)
+                product(rows, channels, seen, accumulate: 1).runAlone(dqs.at(start, 0), dScores, k, scratch)
+                product(seen, channels, rows, accumulate: 1)
+                    .runAlone(dks, dScores.transposed, q.at(start, 0), scratch)
             }
         }
     }

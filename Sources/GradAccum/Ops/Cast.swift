@@ -9,12 +9,12 @@ extension Tensor {
             throw GAError(.dtype, "cast: \(dtype) to \(wanted) is not a conversion between numbers of one kind")
         }
         let x = try packedData()
-        let out = try Tensor(uninitialized: shape, wanted, for: "cast")
+        let out = try Tensor(uninitialized: layout, wanted)
         guard dtype.isFloatingPoint else {
             try castIntegers(x, out)
             return out
         }
-        let half = dtype == .float32 ? nil : try Tensor(uninitialized: shape, for: "cast")
+        let half = dtype == .float32 ? nil : try Tensor(uninitialized: layout)
         try elementwise(elementCount) { start, count in
             let wide = half.map { $0.floats + start } ?? (x.floats + start)
             if dtype != .float32 {

@@ -6,7 +6,7 @@ extension Tensor {
         let layer = try LinearLayer(self, weight, "linear")
         try bias?.require(.float32, "linear", "bias")
         try bias?.require(shape: [layer.n], "linear", "bias")
-        let out = try Tensor(uninitialized: layer.outputShape, layer.compute, for: "linear")
+        let out = try Tensor(uninitialized: try layout.packed(lastSize: layer.n, "linear"), layer.compute)
         let x = try packedData()
         let w = try weight.packedData()
         let b = try bias?.packedData()
@@ -23,7 +23,7 @@ extension Tensor {
                 try sumRows(db, dy.floats, rows: layer.rows, columns: layer.n, accumulate)
             }
         }
-        return out.recorded("linear", from: [self, weight] + (bias.map { [$0] } ?? []), backward)
+        return out.recorded("linear", from: bias.map { [self, weight, $0] } ?? [self, weight], backward)
     }
 }
 
@@ -33,7 +33,6 @@ struct LinearLayer {
     let rows: Int
     let n: Int
     let k: Int
-    let outputShape: [Int]
     /// The type of products and of the output.
     let compute = Compute.dtype
     private let rowsOfSample: Int
@@ -49,9 +48,8 @@ struct LinearLayer {
                 .shape, "\(operation): weight has shape \(weight.shape), and [out, \(k)] is needed for x \(x.shape)")
         }
         n = weight.shape[0]
-        rows = x.shape.dropLast().reduce(1, *)
+        rows = k == 0 ? x.shape.dropLast().reduce(1, *) : x.elementCount / k
         rowsOfSample = x.rank < 3 ? 1 : x.shape[1..<(x.rank - 1)].reduce(1, *)
-        outputShape = Array(x.shape.dropLast()) + [n]
     }
 
     func forward(_ y: Tensor, _ x: Tensor, _ w: Tensor, _ bias: Tensor?) throws(GAError) {

@@ -25,7 +25,7 @@ extension Tensor {
             isReduced[axis] = true
         }
         for axis in 0..<rank where isReduced[axis] { kept[axis] = 1 }
-        let shape = shape
+        let (shape, layout) = (shape, layout.packed)
         let outShape = keepAxes ? kept : shape.indices.filter { !isReduced[$0] }.map { shape[$0] }
         let out = try Tensor(uninitialized: outShape, for: name)
         let x = try packedData()
@@ -41,7 +41,7 @@ extension Tensor {
         return out.recorded(name, from: [self], isMean: isMean && (rank == 0 || isReduced[0])) {
             dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
-                let runs = Runs(shape, Shape.broadcastStrides(kept, to: shape), Shape.contiguousStrides(shape))
+                let runs = Runs(layout, try Layout(packed: kept, name), layout)
                 let scale = isMean ? divisor : 1
                 try runs.forEach { position, from, _, count in
                     var scale = scale

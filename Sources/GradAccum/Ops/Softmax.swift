@@ -12,7 +12,7 @@ extension Tensor {
         let columns = shape[axis]
         let rows = columns == 0 ? 0 : elementCount / columns
         let grain = max(1, 8192 / max(columns, 1))
-        let out = try Tensor(uninitialized: shape, for: "softmax")
+        let out = try Tensor(uninitialized: layout)
         let x = try packedData()
         try Runtime.parallel(count: rows, grain: grain) { first, count in
             Runtime.kernels.softmax(

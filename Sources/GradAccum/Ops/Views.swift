@@ -45,6 +45,7 @@ extension Tensor {
     }
 
     private func view(_ shape: [Int], strides: [Int], offset: Int) -> Tensor {
-        Tensor(storage, dtype, shape, strides: strides, offset: offset, viewOf: Recording.isOn ? root : nil)
+        Tensor(
+            storage, dtype, Layout(shape, strides: strides), offset: offset, viewOf: Recording.isOn ? root : nil)
     }
 }

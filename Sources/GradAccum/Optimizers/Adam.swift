@@ -76,9 +76,10 @@ extension AdamRule {
             inverse_sqrt_correction2: Float(1 / (1 - power(beta2, update)).squareRoot()),
             weight1: Float(1 - beta1), weight2: Float(1 - beta2),
             decoupled_decay: Float(decoupledDecay), l2_decay: Float(l2Decay))
-        return { parameter, gradient, slots, count in
+        return { parameter, gradient, slots, start, count in
             withUnsafePointer(to: options) {
-                Runtime.kernels.adam(parameter, gradient, slots[0], slots[1], $0, Int64(count))
+                Runtime.kernels.adam(
+                    parameter + start, gradient + start, slots[0] + start, slots[1] + start, $0, Int64(count))
             }
         }
     }

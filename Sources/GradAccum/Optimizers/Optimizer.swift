@@ -74,14 +74,14 @@ public final class Optimizer {
     func apply(_ gradients: [Tensor?], scale: Float) throws(GAError) {
         let step = rule.step(update: updateCount + 1, gradientScale: scale)
         let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
-        try Runtime.parallel(tiles: pieces.count) { [parameters, slots] tile in
+        // Made here, as tiles make no array: see ``Runtime/parallel(tiles:_:)``.
+        let slots = slots.map { $0.map(\.floats) }
+        try Runtime.parallel(tiles: pieces.count) { [parameters] tile in
             let (index, start, count) = pieces[tile]
-            step(
-                parameters[index].floats + start, gradients[index]!.floats + start,
-                slots[index].map { $0.floats + start }, count)
+            step(parameters[index].floats, gradients[index]!.floats, slots[index], start, count)
         }
         for (index, parameter) in parameters.enumerated() where gradients[index] != nil {
-            parameter.storage.version += 1
+            parameter.storage.noteWrite()
         }
         updateCount += 1
     }

@@ -34,9 +34,10 @@ extension SGD: UpdateRule {
         let options = shims_sgd(
             gradient_scale: gradientScale, learning_rate: Float(learningRate), momentum: Float(momentum),
             weight_decay: Float(weightDecay), nesterov: nesterov ? 1 : 0, first_update: update == 1 ? 1 : 0)
-        return { parameter, gradient, slots, count in
+        return { parameter, gradient, slots, start, count in
             withUnsafePointer(to: options) {
-                Runtime.kernels.sgd(parameter, gradient, slots.first, $0, Int64(count))
+                Runtime.kernels.sgd(
+                    parameter + start, gradient + start, slots.first.map { $0 + start }, $0, Int64(count))
             }
         }
     }

@@ -17,10 +17,11 @@ protocol UpdateRule {
     func step(update: Int, gradientScale: Float) -> Step
 }
 
-/// One pass over `count` elements of a parameter: the gradient is read, the parameter and its slots are updated.
+/// One pass over `count` elements of a parameter from `start`: the gradient is read, the parameter and its slots are
+/// updated. Pointers are those of the first element.
 typealias Step = (
     _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>, _ slots: [UnsafeMutablePointer<Float>],
-    _ count: Int
+    _ start: Int, _ count: Int
 ) -> Void
 
 extension UpdateRule {

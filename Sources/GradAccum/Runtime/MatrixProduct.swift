@@ -54,10 +54,14 @@ struct Blocks {
 
     init(_ length: Int, largest: Int) {
         self.length = length
-        let wanted = max(1, (length + largest - 1) / largest)
+        guard length > largest else {
+            (count, size) = (1, max(length, 1))
+            return
+        }
+        let wanted = (length + largest - 1) / largest
         let even = (length + wanted - 1) / wanted
-        size = wanted == 1 ? max(length, 1) : (even + 31) & ~31
-        count = max(1, (length + size - 1) / size)
+        size = (even + 31) & ~31
+        count = (length + size - 1) / size
     }
 
     func start(_ block: Int) -> Int { block * size }
@@ -78,14 +82,20 @@ struct MatrixProduct {
 
     /// Runs on all threads.
     func run(_ c: Matrix, _ a: Matrix, _ b: Matrix) throws(GAError) {
+        guard m > 0 && n > 0 else { return }
         let (rows, columns) = tiles(a)
-        try Runtime.parallel(tiles: rows.count * columns.count) { tile throws(GAError) in
+        func part(rows: Int, columns: Int) -> MatrixProduct {
+            MatrixProduct(m: rows, n: columns, k: k, arithmetic: arithmetic, accumulate: accumulate)
+        }
+        try Runtime.parallel(
+            tiles: rows.count * columns.count,
+            scratch: part(rows: rows.count(0), columns: columns.count(0)).scratch(for: c.dtype)
+        ) { tile, scratch in
             let (i, j) = (tile % rows.count, tile / rows.count)
-            var part = MatrixProduct(
-                m: rows.count(i), n: columns.count(j), k: k, arithmetic: arithmetic, accumulate: accumulate)
-            part.bias = bias.map { $0 + columns.start(j) }
             let (row, column) = (rows.start(i), columns.start(j))
-            try part.runAlone(c.at(row, column), a.at(row, 0), b.at(0, column))
+            var part = part(rows: rows.count(i), columns: columns.count(j))
+            part.bias = bias.map { $0 + column }
+            part.runAlone(c.at(row, column), a.at(row, 0), b.at(0, column), scratch)
         }
     }
 
@@ -108,14 +118,17 @@ struct MatrixProduct {
         }
     }
 
-    /// Runs on the calling thread.
-    func runAlone(_ c: Matrix, _ a: Matrix, _ b: Matrix) throws(GAError) {
+    /// Runs on the calling thread, with as much scratch memory as ``scratch(for:)`` says.
+    func runAlone(_ c: Matrix, _ a: Matrix, _ b: Matrix, _ scratch: UnsafeMutablePointer<Float>) {
+        guard m > 0 && n > 0 else { return }
         var product = shims_product(
             c: c.address, ldc: Int64(c.row), c_format: c.dtype.format, a: a.operand, b: b.operand, bias: bias,
             m: Int64(m), n: Int64(n), k: Int64(k), accumulate: accumulate, arithmetic: arithmetic.format)
-        guard m > 0 && n > 0 else { return }
-        let scratch = try Tensor(
-            uninitialized: [Int(Runtime.kernels.matrix_product_scratch(&product))], for: "matrix product")
-        Runtime.kernels.matrix_product(&product, scratch.floats)
+        Runtime.kernels.matrix_product(&product, scratch)
+    }
+
+    /// The floats of scratch memory that ``runAlone(_:_:_:_:)`` needs for a result of this type.
+    func scratch(for c: DType = .float32) -> Int {
+        Int(Runtime.kernels.matrix_product_scratch(Int64(m), Int64(n), Int64(k), c.format, arithmetic.format))
     }
 }

@@ -75,8 +75,31 @@ public enum Runtime {
     }
 
     /// Runs `body` for the tiles `0 ..< tiles` on the threads of the library.
-    static func parallel(tiles: Int, _ body: ThreadPool.Body) throws(GAError) {
-        try currentPool().run(tiles: tiles, body)
+    ///
+    /// `body` makes no array and no object: the first of its type is made under a lock of Swift's, which two threads
+    /// wait for forever in the child of a `fork()`, as it knows threads by numbers from before.
+    static func parallel(tiles: Int, _ body: (Int) throws(GAError) -> Void) throws(GAError) {
+        guard tiles > 0 else { return }
+        let mode = shims_enter_compute()
+        defer { shims_leave_compute(mode) }
+        // A single tile needs no pool, and so not its lock either.
+        if tiles == 1 { return try body(0) }
+        try currentPool().run(tiles: tiles) { (tile, _) throws(GAError) in try body(tile) }
+    }
+
+    /// The same with `scratch` floats of uninitialised memory for each tile that runs at the time.
+    static func parallel(
+        tiles: Int, scratch: Int, _ body: (Int, UnsafeMutablePointer<Float>) throws(GAError) -> Void
+    ) throws(GAError) {
+        guard tiles > 0 else { return }
+        let mode = shims_enter_compute()
+        defer { shims_leave_compute(mode) }
+        let pool = currentPool()
+        // Allocated for as many as may run, not by them, so that the peak does not depend on who is fast. A part ends
+        // with a cache line and a vector more, so that no two share one.
+        let part = (scratch + 31) & ~15
+        let memory = try Storage(floatCount: part * pool.threadCount)
+        try pool.run(tiles: tiles) { (tile, worker) throws(GAError) in try body(tile, memory.floats + worker * part) }
     }
 
     /// Cuts `count` elements into pieces of `grain` and runs `body(start, size)` for each.

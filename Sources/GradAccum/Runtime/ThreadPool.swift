@@ -7,7 +7,8 @@ import Synchronization
 /// Started on first use, sized by ``Runtime``, and made anew in the child of a `fork()`. A loop's tile grid
 /// depends on shapes only, and a tile on nothing but its number, so results do not depend on who ran it.
 final class ThreadPool: @unchecked Sendable {
-    typealias Body = (Int) throws(GAError) -> Void
+    /// What is run for a tile; the second number tells apart those who run tiles of one loop, and is less than their count.
+    typealias Body = (_ tile: Int, _ worker: Int) throws(GAError) -> Void
 
     /// What is being run; written before a job is opened, read by those who joined it.
     private struct Job {
@@ -15,7 +16,8 @@ final class ThreadPool: @unchecked Sendable {
         var tiles = 0
     }
 
-    private let workerCount: Int
+    let threadCount: Int
+    private var workerCount: Int { threadCount - 1 }
     private var isStarted = false
     private var job = Job()
     private var failure: GAError?
@@ -25,6 +27,7 @@ final class ThreadPool: @unchecked Sendable {
     private let state = Atomic<UInt64>(1)
     private let nextTile = Atomic<Int>(0)
     private let finished = Atomic<Int>(0)
+    private let started = Atomic<Int>(0)
     private let busy = Atomic<Bool>(false)
     private let stopping = Atomic<Bool>(false)
     private let sleepers = Atomic<Int>(0)
@@ -35,7 +38,7 @@ final class ThreadPool: @unchecked Sendable {
     private static let spins = 4000
 
     init(threadCount: Int) {
-        workerCount = threadCount - 1
+        self.threadCount = threadCount
         pthread_mutex_init(mutex, nil)
         pthread_cond_init(wake, nil)
     }
@@ -48,13 +51,12 @@ final class ThreadPool: @unchecked Sendable {
     }
 
     /// Runs `body` for every tile; the first error that a tile throws is thrown once all have ended.
+    ///
+    /// The caller has entered the compute mode, as the workers have.
     func run(tiles: Int, _ body: Body) throws(GAError) {
-        guard tiles > 0 else { return }
-        let mode = shims_enter_compute()
-        defer { shims_leave_compute(mode) }
         let inTile = shims_thread_slot(Int32(SHIMS_SLOT_IN_TILE)) != nil
         guard tiles > 1, workerCount > 0, !inTile, !busy.exchange(true, ordering: .acquiring) else {
-            for tile in 0..<tiles { try body(tile) }
+            for tile in 0..<tiles { try body(tile, 0) }
             return
         }
         if !isStarted { start() }
@@ -78,7 +80,7 @@ final class ThreadPool: @unchecked Sendable {
             pthread_cond_broadcast(wake)
             pthread_mutex_unlock(mutex)
         }
-        work()
+        work(as: 0)
         let closed = state.bitwiseOr(1, ordering: .acquiringAndReleasing).oldValue
         let joined = Int((closed & 0xffff_ffff) >> 1)
         var turns = 0
@@ -89,12 +91,12 @@ final class ThreadPool: @unchecked Sendable {
         return failure
     }
 
-    private func work() {
+    private func work(as worker: Int) {
         while true {
             let tile = nextTile.add(1, ordering: .relaxed).oldValue
             guard tile < job.tiles else { return }
             do throws(GAError) {
-                try job.body!.pointee(tile)
+                try job.body!.pointee(tile, worker)
             } catch {
                 failureLock.withLock { if failure == nil { failure = error } }
                 nextTile.store(job.tiles, ordering: .relaxed)
@@ -103,10 +105,11 @@ final class ThreadPool: @unchecked Sendable {
     }
 
     private func workerLoop() {
+        let worker = started.add(1, ordering: .relaxed).newValue
         var last = state.load(ordering: .relaxed) >> 32 &- 1
         while let joined = nextJob(after: last) {
             last = joined
-            work()
+            work(as: worker)
             finished.add(1, ordering: .releasing)
         }
     }

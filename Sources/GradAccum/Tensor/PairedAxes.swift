@@ -3,43 +3,55 @@
 /// Axes of one element are left out, and neighbours that lie alike on both sides are joined, so that the last axis is as
 /// long as it can be.
 struct PairedAxes {
-    private var sizes: [Int] = []
-    private var stridesA: [Int] = []
-    private var stridesB: [Int] = []
+    private struct Axis {
+        var size: Int
+        var stepA: Int
+        var stepB: Int
 
-    init(_ shape: [Int], _ a: [Int], _ b: [Int]) {
-        for axis in shape.indices where shape[axis] != 1 {
-            // Where both stand still, every element is the same one: once is enough.
-            if shape[axis] > 1 && a[axis] == 0 && b[axis] == 0 { continue }
-            if let last = sizes.indices.last, stridesA[last] == a[axis] * shape[axis],
-                stridesB[last] == b[axis] * shape[axis]
-            {
-                sizes[last] *= shape[axis]
-                stridesA[last] = a[axis]
-                stridesB[last] = b[axis]
-            } else {
-                sizes.append(shape[axis])
-                stridesA.append(a[axis])
-                stridesB.append(b[axis])
-            }
+        /// Takes the axis around this one in, if the two can be walked as one.
+        mutating func join(_ around: Axis) -> Bool {
+            guard around.stepA == stepA * size && around.stepB == stepB * size else { return false }
+            size *= around.size
+            return true
         }
-        if sizes.isEmpty { (sizes, stridesA, stridesB) = ([1], [1], [1]) }
     }
 
+    private var row: Axis
+    /// The axes around the last one, from the innermost: mostly none.
+    private var around: [Axis] = []
+
+    init(_ shape: [Int], _ a: [Int], _ b: [Int]) {
+        var row: Axis?
+        for axis in shape.indices.reversed() where shape[axis] != 1 {
+            // Where both stand still, every element is the same one: once is enough.
+            if shape[axis] > 1 && a[axis] == 0 && b[axis] == 0 { continue }
+            let next = Axis(size: shape[axis], stepA: a[axis], stepB: b[axis])
+            if row == nil {
+                row = next
+            } else if around.isEmpty ? !row!.join(next) : !around[around.count - 1].join(next) {
+                around.append(next)
+            }
+        }
+        self.row = row ?? Axis(size: 1, stepA: 1, stepB: 1)
+    }
+
+    /// Elements that are neighbours on both sides.
+    init(neighbours count: Int) { row = Axis(size: count, stepA: 1, stepB: 1) }
+
     /// The last axis: its length, and the steps of the two sides along it.
-    var rowSize: Int { sizes[sizes.count - 1] }
-    var rowStepA: Int { stridesA[stridesA.count - 1] }
-    var rowStepB: Int { stridesB[stridesB.count - 1] }
-    var rowCount: Int { sizes.dropLast().reduce(1, *) }
+    var rowSize: Int { row.size }
+    var rowStepA: Int { row.stepA }
+    var rowStepB: Int { row.stepB }
+    var rowCount: Int { around.reduce(1) { $0 * $1.size } }
 
     /// Where a row starts on the two sides.
-    func offsets(ofRow row: Int) -> (a: Int, b: Int) {
-        var (rest, a, b) = (row, 0, 0)
-        for axis in stride(from: sizes.count - 2, through: 0, by: -1) {
-            let index = rest % sizes[axis]
-            rest /= sizes[axis]
-            a += index * stridesA[axis]
-            b += index * stridesB[axis]
+    func offsets(ofRow number: Int) -> (a: Int, b: Int) {
+        var (rest, a, b) = (number, 0, 0)
+        for axis in around {
+            let index = rest % axis.size
+            rest /= axis.size
+            a += index * axis.stepA
+            b += index * axis.stepB
         }
         return (a, b)
     }

@@ -51,7 +51,7 @@ extension Tensor {
             guard let exact = Int64(exactly: value) else { throw notAnInteger(value) }
             one.address.storeBytes(of: exact, as: Int64.self)
         }
-        storage.version += 1
+        storage.noteWrite()
         let still = [Int](repeating: 0, count: rank)
         try StridedCopy(shape, from: still, to: strides, elementBytes: dtype.byteCount).run(
             from: one.address, to: address)
@@ -89,7 +89,7 @@ extension Tensor {
         _ operation: StaticString, seed: UInt64, _ pair: (Double, Double) -> (Float, Float)
     ) throws(GAError) {
         try require(.float32, operation, "tensor")
-        let packed = isContiguous ? self : try Tensor(uninitialized: shape, for: operation)
+        let packed = isContiguous ? self : try Tensor(uninitialized: layout)
         let generator = Philox(seed: seed)
         let count = elementCount
         let out = packed.floats
@@ -101,7 +101,7 @@ extension Tensor {
                 if 2 * index + 1 < count { out[2 * index + 1] = second }
             }
         }
-        storage.version += 1
+        storage.noteWrite()
         guard packed !== self else { return }
         try StridedCopy(shape, from: packed.strides, to: strides, elementBytes: 4).run(
             from: packed.address, to: address)

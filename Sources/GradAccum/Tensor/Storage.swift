@@ -6,8 +6,8 @@ final class Storage {
     }
 
     let address: UnsafeMutableRawPointer
-    /// Raised by every write that a recorded operation could miss.
-    var version = 0
+    /// The number, of ``Node/nextNumber()``, of the last write that a recorded operation could miss.
+    private(set) var lastWrite: UInt64 = 0
     /// Whose parameters lie here.
     weak var owner: Optimizer?
     private let source: Source
@@ -19,11 +19,21 @@ final class Storage {
         source = .arena(block)
     }
 
+    /// Uninitialised memory for `floatCount` numbers that need no shape.
+    convenience init(floatCount: Int) throws(GAError) {
+        try self.init(byteCount: floatCount * MemoryLayout<Float>.stride)
+    }
+
+    var floats: UnsafeMutablePointer<Float> { address.assumingMemoryBound(to: Float.self) }
+
     /// Memory of the caller; `release` is called once, when nothing looks at it any more.
     init(wrapping address: UnsafeMutableRawPointer, release: (() -> Void)?) {
         self.address = address
         source = .caller(release: release)
     }
+
+    /// To be called by every write but the one that makes a tensor.
+    func noteWrite() { lastWrite = Node.nextNumber() }
 
     deinit {
         switch source {

@@ -5,15 +5,15 @@ extension Tensor {
     /// Copies contiguous elements in. Errors: `shape` if `byteCount` is not the whole tensor's.
     public func copyIn(_ source: UnsafeRawPointer, byteCount: Int) throws(GAError) {
         try requireWhole(byteCount, "copy_in")
-        storage.version += 1
-        let packed = Shape.contiguousStrides(shape)
+        storage.noteWrite()
+        let packed = layout.packed.strides
         try StridedCopy(shape, from: packed, to: strides, elementBytes: dtype.byteCount).run(from: source, to: address)
     }
 
     /// Copies the elements out in row-major order. Errors: `shape` if `byteCount` is not the whole tensor's.
     public func copyOut(_ destination: UnsafeMutableRawPointer, byteCount: Int) throws(GAError) {
         try requireWhole(byteCount, "copy_out")
-        let packed = Shape.contiguousStrides(shape)
+        let packed = layout.packed.strides
         try StridedCopy(shape, from: strides, to: packed, elementBytes: dtype.byteCount)
             .run(from: address, to: destination)
     }
@@ -53,7 +53,7 @@ extension Tensor {
     /// This tensor if it is contiguous, else a contiguous copy: data only, no gradient.
     func packedData() throws(GAError) -> Tensor {
         if isContiguous { return self }
-        let copy = try Tensor(uninitialized: shape, dtype, for: "copy")
+        let copy = try Tensor(uninitialized: layout, dtype)
         try StridedCopy(shape, from: strides, to: copy.strides, elementBytes: dtype.byteCount)
             .run(from: address, to: copy.address)
         return copy

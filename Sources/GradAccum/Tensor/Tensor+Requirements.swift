@@ -42,7 +42,7 @@ extension Tensor {
     ) throws(GAError) -> Tensor {
         try requireIndices(operation, argument)
         let source = try packedData()
-        let result = try Tensor(uninitialized: shape, .int64, for: operation)
+        let result = try Tensor(uninitialized: layout, .int64)
         let out = result.address.assumingMemoryBound(to: Int64.self)
         for i in 0..<elementCount {
             let value =

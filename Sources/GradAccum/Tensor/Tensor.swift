@@ -4,16 +4,14 @@
 /// `root`. Sizes and strides are in elements.
 public final class Tensor {
     public let dtype: DType
-    public let shape: [Int]
-    public let strides: [Int]
-    public let elementCount: Int
-    var storage: Storage
+    let layout: Layout
+    let storage: Storage
     let offset: Int
     private let viewed: Tensor?
 
     /// The operation that made this tensor, where a gradient flows through it.
     private(set) var node: Node?
-    private var isLeaf = false
+    private(set) var isLeaf = false
     /// Who updates this tensor, if it is a parameter.
     weak var owner: Optimizer?
     var indexInOwner = 0
@@ -36,15 +34,11 @@ public final class Tensor {
         }
     }
 
-    init(
-        _ storage: Storage, _ dtype: DType, _ shape: [Int], strides: [Int], offset: Int = 0, viewOf root: Tensor? = nil
-    ) {
+    init(_ storage: Storage, _ dtype: DType, _ layout: Layout, offset: Int = 0, viewOf root: Tensor? = nil) {
         self.storage = storage
         self.dtype = dtype
-        self.shape = shape
-        self.strides = strides
+        self.layout = layout
         self.offset = offset
-        elementCount = shape.reduce(1, *)
         viewed = root
     }
 
@@ -52,9 +46,12 @@ public final class Tensor {
     convenience init(
         uninitialized shape: [Int], _ dtype: DType = .float32, for operation: StaticString
     ) throws(GAError) {
-        let count = try Shape.elementCount(shape, operation)
-        let storage = try Storage(byteCount: count * dtype.byteCount)
-        self.init(storage, dtype, shape, strides: Shape.contiguousStrides(shape))
+        try self.init(uninitialized: try Layout(packed: shape, operation), dtype)
+    }
+
+    /// An uninitialised contiguous tensor in the shape of a layout.
+    convenience init(uninitialized layout: Layout, _ dtype: DType = .float32) throws(GAError) {
+        self.init(try Storage(byteCount: layout.elementCount * dtype.byteCount), dtype, layout.packed)
     }
 
     /// A tensor of zeros. Errors: `overflow`, `outOfMemory`, `invalidArgument` for a negative size.
@@ -110,7 +107,7 @@ public final class Tensor {
             throw GAError(.invalidArgument, "tensor: data is not aligned to its \(dtype.byteCount)-byte elements")
         }
         let storage = Storage(wrapping: address, release: release)
-        self.init(storage, dtype, shape, strides: strides)
+        self.init(storage, dtype, Layout(shape, strides: strides))
     }
 
     /// Errors: `invalidArgument` for a negative stride, `overflow` if the last element is out of the address space.
@@ -131,8 +128,14 @@ public final class Tensor {
 
     // MARK: Elements
 
-    var rank: Int { shape.count }
-    var isContiguous: Bool { Shape.isContiguous(shape, strides) }
+    /// The size of each axis.
+    public var shape: [Int] { layout.shape }
+    /// The distance between neighbours along each axis.
+    public var strides: [Int] { layout.strides }
+    /// The product of the sizes.
+    public var elementCount: Int { layout.elementCount }
+    var rank: Int { layout.shape.count }
+    var isContiguous: Bool { layout.isContiguous }
     var address: UnsafeMutableRawPointer { storage.address + offset * dtype.byteCount }
     var floats: UnsafeMutablePointer<Float> { address.assumingMemoryBound(to: Float.self) }
 
@@ -144,11 +147,14 @@ public final class Tensor {
     /// The tensor that owns the gradient: itself, unless it is a view.
     var root: Tensor { viewed ?? self }
 
-    /// Whether a gradient flows to this tensor.
-    public var requiresGrad: Bool { root.isLeaf || root.node != nil }
+    /// The operation that made the root, where a gradient flows through it.
+    var producer: Node? { if let viewed { viewed.node } else { node } }
 
     /// Whether this is a leaf for gradients rather than a result of an operation.
-    var isGradientLeaf: Bool { root.isLeaf }
+    var isGradientLeaf: Bool { if let viewed { viewed.isLeaf } else { isLeaf } }
+
+    /// Whether a gradient flows to this tensor.
+    public var requiresGrad: Bool { isGradientLeaf || producer != nil }
 
     /// Makes a float32 tensor that no operation produced a leaf for gradients, or an ordinary tensor again.
     public func setRequiresGrad(_ required: Bool) throws(GAError) {
@@ -173,7 +179,7 @@ public final class Tensor {
     }
 
     /// The same elements, through which no gradient flows.
-    public func detached() -> Tensor { Tensor(storage, dtype, shape, strides: strides, offset: offset) }
+    public func detached() -> Tensor { Tensor(storage, dtype, layout, offset: offset) }
 
     /// Remembers the operation that made this tensor, if one of its inputs needs a gradient.
     ///
@@ -181,7 +187,7 @@ public final class Tensor {
     func recorded(
         _ operation: StaticString, from inputs: [Tensor], isMean: Bool = false, _ backward: @escaping Node.Backward
     ) -> Tensor {
-        guard Recording.isOn, inputs.contains(where: \.requiresGrad) else { return self }
+        guard Recording.isOn, inputs.contains(where: { $0.requiresGrad }) else { return self }
         let isMean = isMean || (elementCount == 1 && inputs.contains { $0.elementCount == 1 && $0.isMean })
         node = Node(operation, inputs, self, isMean: isMean, backward: backward)
         return self

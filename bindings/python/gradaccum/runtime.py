@@ -33,7 +33,7 @@ def get_num_threads() -> int:
 
 
 def instruction_set() -> str:
-    """ "baseline", "avx2" or "avx512"."""
+    """ "baseline", "avx2", "avx512" or "avx512_bf16"."""
     value = c_char_p()
     lib.ga_instruction_set(byref(value))
     assert value.value is not None
