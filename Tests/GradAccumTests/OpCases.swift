@@ -124,6 +124,18 @@ struct OpCase: Sendable {
         OpCase("embedding tied to the output", [.parameter(13, 6), .indices(7, 20, below: 13)]) {
             try $0[0].embedding($0[1]).linear($0[0])
         },
+        OpCase(
+            "embedding of a table's rows, twice, and of the transposed table",
+            [.parameter(9, 6), .indices(7, 5, below: 6)]
+        ) {
+            let rows = try $0[0].sliced(axis: 0, 2..<8)
+            return try rows.embedding($0[1]) * $0[0].embedding($0[1])
+                + $0[0].transposed().embedding($0[1]).sliced(axis: 2, 1..<7)
+        },
+        OpCase("embedding of a reshaped table, tied", [.parameter(2, 5, 6), .indices(7, 20, below: 10)]) {
+            let table = try $0[0].reshaped([10, 6])
+            return try table.embedding($0[1]).linear(table)
+        },
         OpCase("causal_attention of one tensor's slices", [.sample(3, 70, 24), .parameter(24)]) {
             let x = try $0[0] * $0[1]
             return try x.sliced(axis: 2, 0..<8).causalAttention(

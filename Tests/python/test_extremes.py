@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gradaccum import _ffi
 
-from calls import made, out, sizes, tensor
-from support import OK, UNSUPPORTED, expect, in_child, in_new_process, raw
+from calls import leaf, made, ok, optimizer, out, sizes, tensor
+from support import OK, STATE, UNSUPPORTED, expect, in_child, in_new_process, raw
 
 HUGE = 2**40
 
@@ -82,6 +82,42 @@ def calls_from_the_allocator() -> list[int]:
 def test_an_allocator_may_call_the_library():
     asked = in_new_process(calls_from_the_allocator)
     assert len(asked) >= 2 and set(asked) == {OK}
+
+
+def steps_from_the_allocator() -> list[int]:
+    """The statuses of the steps that an allocator asked for while accumulators were made for a graph."""
+    libc = ctypes.CDLL(None)
+    libc.aligned_alloc.restype = ctypes.c_void_p
+    libc.aligned_alloc.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
+    libc.free.argtypes = (ctypes.c_void_p,)
+    asked = []
+    window = None
+
+    def allocate(size, alignment, user):
+        if window:
+            asked.append(raw.ga_step(window, None))
+        # A call for each tensor: no memory in advance.
+        return libc.aligned_alloc(alignment, size) if size <= 4_000_000 else None
+
+    hooks = _ffi.AllocateFn(allocate), _ffi.ReleaseFn(lambda memory, size, user: libc.free(memory))
+    assert raw.ga_memory_trim() == OK
+    assert raw.ga_set_allocator(*hooks, None) == OK
+    leaves = [leaf(np.ones(1_000_000)), leaf(np.ones(1_000_000))]
+    accumulator = made(raw.ga_accumulator_create, optimizer(leaves), None)
+    sums = [made(raw.ga_sum, x, None, 0, 0) for x in leaves]
+    ok(raw.ga_accumulate(accumulator, made(raw.ga_add, *sums), 1.0))
+    sums = [made(raw.ga_sum, made(raw.ga_reshape, x, 1, sizes(-1)), None, 0, 0) for x in leaves * 2]
+    loss = made(raw.ga_add, made(raw.ga_add, sums[0], sums[1]), made(raw.ga_add, sums[2], sums[3]))
+    window = accumulator
+    ok(raw.ga_accumulate(accumulator, loss, 1.0))
+    window = None
+    ok(raw.ga_step(accumulator, None))
+    return asked
+
+
+def test_an_allocator_cannot_end_the_window_that_it_serves():
+    asked = in_new_process(steps_from_the_allocator)
+    assert len(asked) >= 2 and set(asked) == {STATE}
 
 
 def memory_that_is_not_aligned() -> list[list[int]]:

@@ -453,6 +453,32 @@ def test_peak_memory_does_not_depend_on_the_number_of_micro_batches():
     assert peak(2) == peak(64) == peak(1)
 
 
+def test_embedding_tied_to_the_head_needs_no_second_accumulator():
+    """Only memory for the rows that the window meets; the bits are those of two accumulators added up."""
+    rows, channels = 30_000, 64
+    table = (0.1 * np.random.default_rng(0).standard_normal((rows, channels))).astype(np.float32)
+
+    def loss(p: dict[str, ga.Tensor], data: Arrays) -> ga.Tensor:
+        x = ga.gelu(ga.embedding(p["table"], ga.tensor(data["tokens"])))
+        return ga.linear_cross_entropy(x, p.get("head", p["table"]), ga.tensor(data["targets"]))
+
+    data = gpt_data(6, 40, rows)
+    data["targets"] = data["tokens"][:, ::-1].copy()
+
+    def gradients(arrays: Arrays) -> tuple[list[np.ndarray], int]:
+        model = Model(arrays, loss, optimizer=ga.SGD)
+        before = ga.memory_usage().live_bytes
+        for micro_batch in micro_batches(data, [1, 3, 2]):
+            model.accumulate(micro_batch)
+        found = [np.frombuffer(x, np.float32) for x in model.gradients()]
+        return found, ga.memory_usage().live_bytes - before
+
+    (tied,), memory = gradients({"table": table})
+    (first, second), of_two = gradients({"table": table, "head": table})
+    assert tied.tobytes() == (first + second).tobytes()
+    assert of_two >= 2 * table.nbytes and memory < 1.3 * table.nbytes
+
+
 def test_steady_state_calls_no_allocator_and_keeps_live_bytes():
     model, data = MODELS["gpt"]()
     for _ in range(3):

@@ -348,6 +348,73 @@ def test_every_allocation_of_chunks_may_fail(for_good):
     assert allocations > 1 and (refusals == allocations - 1 or not for_good)
 
 
+def tied_table(call: Retry) -> tuple[bytes, int]:
+    """The gradient of a table whose rows take several pieces of memory, and how often its window was lost."""
+    rng = np.random.default_rng(8)
+    table = (0.1 * rng.standard_normal((600, 1024))).astype(np.float32)
+    tokens = rng.permutation(600).reshape(2, 300)
+    shape, release = sizes(600, 1024), _ffi.WrapReleaseFn()
+    weight = call.made(raw.ga_tensor_wrap, 0, 1, 2, shape, None, table.ctypes.data, release, None)
+    call(raw.ga_tensor_set_requires_grad, weight, 1)
+    owner = call.made(raw.ga_sgd_create, handles(weight), 1, None)
+    window = call.made(raw.ga_accumulator_create, owner, None)
+    lost = 0
+
+    def accumulate(row: np.ndarray) -> None:
+        scope = call.made(raw.ga_scope_open)
+        try:
+            indices = call.made(raw.ga_tensor_from_data, 0, 5, 2, sizes(1, 300), row.ctypes.data)
+            x = call.made(raw.ga_embedding, weight, indices)
+            loss = call.made(raw.ga_linear_cross_entropy, x, weight, indices, -1, 0)
+            call(raw.ga_accumulate, window, loss, 300.0)
+        finally:
+            call(raw.ga_scope_close, scope, None, 0)
+
+    def accumulate_all() -> None:
+        for row in tokens:
+            accumulate(row)
+
+    try:
+        accumulate_all()
+    except WindowLost:
+        lost = 1
+        expect(raw.ga_step(window, None), STATE, "zero")
+        ok(raw.ga_zero(window))
+        accumulate_all()
+    copy = call.made(raw.ga_accumulated_gradient, window, 0)
+    result = elements(copy).tobytes()
+    raw.ga_tensor_free(copy)
+    raw.ga_accumulator_free(window)
+    raw.ga_optimizer_free(owner)
+    raw.ga_tensor_free(weight)
+    return result, lost
+
+
+def memory_for_rows_fails() -> list[int]:
+    allocator = Allocator(600 * 1024 * 4)
+    allocator.install()
+    expected, _ = tied_table(Retry(allocator))
+    lost = 0
+    for n in range(1, 100):
+        ok(raw.ga_memory_trim())
+        allocator.calls, allocator.refused, allocator.fail_at, allocator.for_good = 0, 0, n, True
+        found, once = tied_table(Retry(allocator))
+        assert found == expected, f"allocation {n} changed the result"
+        assert not allocator.mistakes, allocator.mistakes
+        lost += once
+        if not allocator.refused:
+            break
+    allocator.fail_at = None
+    allocator.remove()
+    assert not allocator.live and not allocator.mistakes
+    return [n, lost]
+
+
+def test_memory_for_rows_of_a_tied_table_may_fail():
+    allocations, lost = in_new_process(memory_for_rows_fails)
+    assert 3 < allocations < 99 and lost > 0
+
+
 def allocator_rules() -> bool:
     allocator = Allocator(LARGE)
     allocator.install()

@@ -34,8 +34,8 @@ public final class Accumulator {
     public let optimizer: Optimizer
     public let options: Options
     private var window = Window()
-    /// Per parameter, one sum for each of its places in the graph.
-    private var places: [[GradientBuffer]]
+    /// Per parameter, with a place for each of its uses in the graph.
+    private let sums: [LeafGradient]
 
     /// Errors: `state` if the optimizer has an accumulator; `invalidArgument` for an option outside of its range.
     public init(_ optimizer: Optimizer, _ options: Options = Options()) throws(GAError) {
@@ -54,7 +54,7 @@ public final class Accumulator {
         }
         self.optimizer = optimizer
         self.options = options
-        places = optimizer.parameters.map { _ in [] }
+        sums = optimizer.parameters.map { _ in LeafGradient() }
         optimizer.accumulator = self
     }
 
@@ -77,11 +77,11 @@ public final class Accumulator {
                 "accumulate: loss is a mean, but the window adds up sums: use the sum reduction, or create the "
                     + "accumulator with loss_reduction mean")
         }
+        window.isOpen = true
+        defer { window.isOpen = false }
         let graph = try Graph(of: loss, into: self)
         guard graph.hasLeaves else { throw dependsOnNothing("accumulate") }
         window.isBroken = true
-        window.isOpen = true
-        defer { window.isOpen = false }
         try graph.backward(seed: options.lossReduction == .mean ? Float(weight) : 1, into: self)
         window.isBroken = false
         count(loss: value, weight: weight)
@@ -105,18 +105,18 @@ public final class Accumulator {
         }
         try require(loss: loss, weight: weight, "accumulate_gradients")
         for (parameter, gradient) in zip(optimizer.parameters, gradients) where gradient != nil {
-            try prepare(parameter, places: 1)
+            try prepare(parameter, LeafUses(count: 1))
         }
         let scale = options.lossReduction == .mean ? Float(weight) : 1
         let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
-        try Runtime.parallel(tiles: pieces.count) { [places] tile in
+        try Runtime.parallel(tiles: pieces.count) { [sums] tile in
             let (index, start, count) = pieces[tile]
-            let buffer = places[index][0]
+            let buffer = sums[index].dense[0]
             Runtime.kernels.add_scaled(
                 buffer.tensor.floats + start, gradients[index]! + start * dtype.byteCount, dtype.format, scale,
                 Int64(count), buffer.isEmpty ? 0 : 1)
         }
-        for (index, gradient) in gradients.enumerated() where gradient != nil { places[index][0].isEmpty = false }
+        for (index, gradient) in gradients.enumerated() where gradient != nil { sums[index].dense[0].isEmpty = false }
         count(loss: loss, weight: weight)
     }
 
@@ -208,35 +208,28 @@ public final class Accumulator {
 
     /// Empties the window, and frees accumulators of places that it did not use.
     private func drop() {
-        if window.microBatches > 0 {
-            for index in places.indices {
-                while places[index].count > 1, places[index].last!.isEmpty { places[index].removeLast() }
-            }
+        for sum in sums {
+            if window.microBatches > 0 { sum.freeUnused() }
+            sum.empty()
         }
         window = Window()
-        for buffers in places { for buffer in buffers { buffer.isEmpty = true } }
     }
 
     /// Adds the places of each parameter in their order, and takes the norm of all in the same pass.
     ///
     /// Returns the sums, nil for a parameter that nothing was added to, and their global 2-norm.
     private func fold() throws(GAError) -> ([Tensor?], Double) {
-        let filled = places.map { $0.filter { !$0.isEmpty }.map(\.tensor) }
-        let pieces = Pieces(filled.map { $0.first?.elementCount ?? 0 })
+        let totals = sums.map { $0.total?.tensor }
+        let pieces = Pieces(totals.map { $0?.elementCount ?? 0 })
         var squares = [Double](repeating: 0, count: pieces.count)
         try squares.withUnsafeMutableBufferPointer { (squares) throws(GAError) in
             let squares = UnsafeMutableBufferPointer(rebasing: squares[...])
-            try Runtime.parallel(tiles: pieces.count) { tile in
+            try Runtime.parallel(tiles: pieces.count) { [sums] tile in
                 let (index, start, count) = pieces[tile]
-                let sum = filled[index][0].floats + start
-                var square = filled[index].count == 1 ? Runtime.kernels.sum_of_squares(sum, Int64(count)) : 0
-                for other in filled[index].dropFirst() {
-                    square = Runtime.kernels.fold_sum_of_squares(sum, other.floats + start, Int64(count))
-                }
-                squares[tile] = square
+                squares[tile] = sums[index].fold(from: start, count: count)
             }
         }
-        return (filled.map(\.first), squares.reduce(0, +).squareRoot())
+        return (totals, squares.reduce(0, +).squareRoot())
     }
 
     /// A copy of the accumulated sum of parameter `index`.
@@ -245,12 +238,12 @@ public final class Accumulator {
             throw GAError(
                 .index, "accumulated_gradient: index is \(index), outside of 0 ... \(optimizer.parameters.count - 1)")
         }
-        return try sum(of: places[index], shape: optimizer.parameters[index].shape)
+        return try sums[index].sum(shape: optimizer.parameters[index].shape)
     }
 }
 
 extension Accumulator: GradientSink {
-    func prepare(_ leaf: Tensor, places count: Int) throws(GAError) {
+    func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError) {
         guard leaf.owner === optimizer else {
             let whose = leaf.owner == nil ? "to no optimizer" : "to another optimizer"
             throw GAError(
@@ -258,10 +251,8 @@ extension Accumulator: GradientSink {
                 "accumulate: loss depends on \(leaf.label), which belongs \(whose): detach it, or create this "
                     + "accumulator's optimizer with it")
         }
-        while places[leaf.indexInOwner].count < count {
-            places[leaf.indexInOwner].append(try GradientBuffer(shape: leaf.shape))
-        }
+        try sums[leaf.indexInOwner].prepare(leaf, uses)
     }
 
-    func buffer(of leaf: Tensor, place: Int) -> GradientBuffer { places[leaf.indexInOwner][place] }
+    func place(of leaf: Tensor, use: Int) -> GradientPlace { sums[leaf.indexInOwner].place(ofUse: use) }
 }

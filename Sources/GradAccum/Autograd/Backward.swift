@@ -1,5 +1,3 @@
-import CShims
-
 /// The recorded operations that a loss depends on, from the last to the first.
 struct Graph {
     private var nodes: [Node]
@@ -12,8 +10,8 @@ struct Graph {
 
     /// Finds the graph and prepares `sink` for its leaves; nothing is added yet.
     ///
-    /// A leaf that is used more than once gets one place per use, numbered in the order of the forward pass, so that the
-    /// chain of additions at each place is the same for every split.
+    /// Each use of a leaf gets a place, numbered in the order of the forward pass, so that the chain of additions at each
+    /// place is the same for every split.
     init(of loss: Tensor, into sink: GradientSink) throws(GAError) {
         let pass = Node.nextNumber()
         nodes = [Node("loss", [loss], loss) { dy, gradients throws(GAError) in try gradients.pass(dy, to: 0) }]
@@ -35,27 +33,26 @@ struct Graph {
 
         routes = [GradientRoute](repeating: .nowhere, count: inputCount)
         firstRoutes = [Int](repeating: 0, count: nodes.count)
-        var uses: [ObjectIdentifier: Int] = [:]
+        var uses: [ObjectIdentifier: LeafUses] = [:]
         var leaves: [Tensor] = []
         var route = inputCount
         for index in nodes.indices.reversed() {
-            let inputs = nodes[index].inputs
-            route -= inputs.count
+            let node = nodes[index]
+            route -= node.inputs.count
             firstRoutes[index] = route
-            for (number, input) in inputs.enumerated() {
+            for (number, input) in node.inputs.enumerated() {
                 if input.producer != nil {
                     routes[route + number] = .node
                 } else if input.isGradientLeaf {
                     let root = input.root
-                    let place = uses[ObjectIdentifier(root), default: 0]
-                    if place == 0 { leaves.append(root) }
-                    routes[route + number] = .leaf(place: place)
-                    uses[ObjectIdentifier(root)] = place + 1
+                    let use = uses[ObjectIdentifier(root), default: LeafUses()].add(byRows: node.addsByRows(to: number))
+                    if use == 0 { leaves.append(root) }
+                    routes[route + number] = .leaf(use: use)
                 }
             }
         }
         hasLeaves = !leaves.isEmpty
-        for leaf in leaves { try sink.prepare(leaf, places: uses[ObjectIdentifier(leaf)]!) }
+        for leaf in leaves { try sink.prepare(leaf, uses[ObjectIdentifier(leaf)]!) }
     }
 
     /// Lets the gradient of a scalar loss, `seed`, flow to the leaves. The graph is used up, even where this fails.
@@ -95,34 +92,21 @@ func dependsOnNothing(_ operation: StaticString) -> GAError {
 
 /// Gradients of leaves as new tensors, beside any accumulator.
 private final class FreshGradients: GradientSink {
-    private var buffers: [ObjectIdentifier: [GradientBuffer]] = [:]
+    private var gradients: [ObjectIdentifier: LeafGradient] = [:]
 
-    func prepare(_ leaf: Tensor, places: Int) throws(GAError) {
-        var list: [GradientBuffer] = []
-        for _ in 0..<places { list.append(try GradientBuffer(shape: leaf.shape)) }
-        buffers[ObjectIdentifier(leaf)] = list
+    func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError) {
+        let gradient = LeafGradient()
+        try gradient.prepare(leaf, uses)
+        gradients[ObjectIdentifier(leaf)] = gradient
     }
 
-    func buffer(of leaf: Tensor, place: Int) -> GradientBuffer { buffers[ObjectIdentifier(leaf)]![place] }
+    func place(of leaf: Tensor, use: Int) -> GradientPlace {
+        gradients[ObjectIdentifier(leaf)]!.place(ofUse: use)
+    }
 
     func total(of leaf: Tensor) throws(GAError) -> Tensor {
-        try sum(of: buffers[ObjectIdentifier(leaf)] ?? [], shape: leaf.shape)
+        try (gradients[ObjectIdentifier(leaf)] ?? LeafGradient()).sum(shape: leaf.shape)
     }
-}
-
-/// The places of a leaf added in their order, as a new tensor.
-func sum(of places: [GradientBuffer], shape: [Int]) throws(GAError) -> Tensor {
-    let total = try Tensor.zeros(shape)
-    var accumulate: Int32 = 0
-    for place in places where !place.isEmpty {
-        try elementwise(total.elementCount) { start, count in
-            Runtime.kernels.add_scaled(
-                total.floats + start, place.tensor.floats + start, place.tensor.dtype.format, 1, Int64(count),
-                accumulate)
-        }
-        accumulate = 1
-    }
-    return total
 }
 
 extension Tensor {

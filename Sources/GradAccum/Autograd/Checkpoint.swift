@@ -12,22 +12,23 @@ public func checkpoint(
     let (out, uses) = try firstRun(sources, block)
     let activations = sources.filter(\.isActivation)
     // Every use of a leaf is an input of its own, so that it has the place that it would have without a checkpoint.
-    let recorded = activations + uses
+    let recorded = activations + uses.map(\.leaf)
+    let byRows = uses.indices.filter { uses[$0].isByRows }.map { activations.count + $0 }
     return out.recorded("checkpoint", from: recorded) { dy, gradients throws(GAError) in
         let again = try Recording.on { () throws(GAError) in try BlockRun(sources, block) }
-        guard again.result.shape == dy.shape, try again.leafUses().elementsEqual(uses, by: ===) else {
+        guard again.result.shape == dy.shape, try again.leafUses() == uses else {
             throw GAError(.state, "checkpoint: the block has computed something else than in the forward pass")
         }
         let sink = try BlockSink(again.standIns, uses, gradients)
         try Graph(of: again.result, into: sink).backward(dy, into: sink)
         try sink.finish()
-    }
+    }.addingByRows(to: byRows)
 }
 
 /// The result of the block without its graph, and the leaves that it used.
 private func firstRun(
     _ sources: [Tensor], _ block: ([Tensor]) throws(GAError) -> Tensor
-) throws(GAError) -> (Tensor, [Tensor]) {
+) throws(GAError) -> (Tensor, [LeafUse]) {
     let run = try BlockRun(sources, block)
     return (run.result.detached(), try run.leafUses())
 }
@@ -35,6 +36,14 @@ private func firstRun(
 extension Tensor {
     /// Whether this is a result that a gradient flows to: a block gets a stand-in for it, at which its own graph ends.
     fileprivate var isActivation: Bool { requiresGrad && !isGradientLeaf }
+}
+
+/// A use of a leaf by an operation of a block.
+private struct LeafUse: Equatable {
+    let leaf: Tensor
+    let isByRows: Bool
+
+    static func == (a: LeafUse, b: LeafUse) -> Bool { a.leaf === b.leaf && a.isByRows == b.isByRows }
 }
 
 /// One recorded run of a block, from stand-ins for the activations among its inputs to its result.
@@ -58,7 +67,7 @@ private struct BlockRun {
     }
 
     /// The leaves that the block used besides stand-ins, once per use, in the order of the forward pass.
-    func leafUses() throws(GAError) -> [Tensor] {
+    func leafUses() throws(GAError) -> [LeafUse] {
         var nodes: [Node] = []
         var seen: Set<ObjectIdentifier> = []
         var open = [result]
@@ -75,33 +84,34 @@ private struct BlockRun {
         }
         nodes.sort { $0.sequence < $1.sequence }
         let own = Set(standIns.map(ObjectIdentifier.init))
-        return nodes.flatMap(\.inputs).filter(\.isGradientLeaf).map(\.root)
-            .filter { !own.contains(ObjectIdentifier($0)) }
+        return nodes.flatMap { node in
+            node.inputs.enumerated()
+                .filter { $1.isGradientLeaf && !own.contains(ObjectIdentifier($1.root)) }
+                .map { LeafUse(leaf: $1.root, isByRows: node.addsByRows(to: $0)) }
+        }
     }
 }
 
 /// Leads the gradients of a block's graph to where those of its checkpoint go.
 private final class BlockSink: GradientSink {
-    private var buffers: [ObjectIdentifier: [GradientBuffer]] = [:]
-    private let ofStandIns: [GradientBuffer]
+    private var places: [ObjectIdentifier: [GradientPlace]] = [:]
+    private var ofStandIns: [GradientBuffer] = []
 
     /// `gradients` are those of the stand-ins' originals, followed by the uses of leaves.
-    init(_ standIns: [Tensor], _ uses: [Tensor], _ gradients: Gradients) throws(GAError) {
-        var own: [GradientBuffer] = []
-        for (input, leaf) in (standIns + uses).enumerated() {
-            let buffer = try gradients.buffer(of: input)
-            buffers[ObjectIdentifier(leaf), default: []].append(buffer)
-            if input < standIns.count { own.append(buffer) }
+    init(_ standIns: [Tensor], _ uses: [LeafUse], _ gradients: Gradients) throws(GAError) {
+        for (input, leaf) in (standIns + uses.map(\.leaf)).enumerated() {
+            let place = try gradients.place(of: input)
+            places[ObjectIdentifier(leaf), default: []].append(place)
+            if input < standIns.count, case .dense(let buffer) = place { ofStandIns.append(buffer) }
         }
-        ofStandIns = own
     }
 
-    func prepare(_ leaf: Tensor, places: Int) throws(GAError) {}
+    func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError) {}
 
-    /// All uses of a stand-in add to the one gradient of its original; a leaf has a buffer per use.
-    func buffer(of leaf: Tensor, place: Int) -> GradientBuffer {
-        let list = buffers[ObjectIdentifier(leaf)]!
-        return list[min(place, list.count - 1)]
+    /// All uses of a stand-in add to the one gradient of its original; a leaf has a place per use.
+    func place(of leaf: Tensor, use: Int) -> GradientPlace {
+        let list = places[ObjectIdentifier(leaf)]!
+        return list[min(use, list.count - 1)]
     }
 
     /// Gives originals that received nothing a gradient of zeros.

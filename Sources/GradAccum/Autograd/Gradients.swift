@@ -20,15 +20,23 @@ final class GradientBuffer {
 /// Where the gradients of leaves go.
 protocol GradientSink: AnyObject {
     /// Errors: the leaf's gradient has no place to go.
-    func prepare(_ leaf: Tensor, places: Int) throws(GAError)
-    func buffer(of leaf: Tensor, place: Int) -> GradientBuffer
+    func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError)
+    func place(of leaf: Tensor, use: Int) -> GradientPlace
 }
 
 /// Where the gradient of one input of an operation goes, settled before a backward pass begins.
 enum GradientRoute {
     case nowhere
     case node
-    case leaf(place: Int)
+    case leaf(use: Int)
+}
+
+extension Tensor {
+    /// This result, with a note that the operation behind it adds to few rows of the roots of these inputs.
+    func addingByRows(to inputs: [Int]) -> Tensor {
+        node?.noteAddingByRows(to: inputs)
+        return self
+    }
 }
 
 /// Where one operation's backward adds the gradients of its inputs.
@@ -81,14 +89,22 @@ struct Gradients {
         try open(input, zeroed: true).0
     }
 
-    /// The gradient of a needed contiguous input as a buffer to add to: that of the leaf's place, if it is one.
-    func buffer(of input: Int) throws(GAError) -> GradientBuffer {
+    /// The sums by rows that the gradient of a leaf goes to, if it does.
+    func rows(of input: Int) -> RowGradients? {
+        guard case .leaf(let use) = route(input),
+            case .rows(let rows) = sink.place(of: inputs[input].root, use: use)
+        else { return nil }
+        return rows
+    }
+
+    /// The gradient of a needed contiguous input as a place to add to: that of the leaf's use, if it is one.
+    func place(of input: Int) throws(GAError) -> GradientPlace {
         let x = inputs[input]
-        if case .leaf(let place) = route(input) { return sink.buffer(of: x.root, place: place) }
+        if case .leaf(let use) = route(input) { return sink.place(of: x.root, use: use) }
         let (_, accumulate) = try open(input, zeroed: false)
         let offset = x.offset - x.root.offset
         let view = Tensor(x.root.node!.gradient!.storage, .float32, x.layout, offset: offset)
-        return GradientBuffer(view, isEmpty: accumulate == 0)
+        return .dense(GradientBuffer(view, isEmpty: accumulate == 0))
     }
 
     /// Adds a whole gradient, without a copy where it is the first and the input is no view.
@@ -113,8 +129,10 @@ struct Gradients {
         let isPartial = zeroed || x.elementCount != root.elementCount
         let whole: Tensor
         var isEmpty = false
-        if case .leaf(let place) = route(input) {
-            let buffer = sink.buffer(of: root, place: place)
+        if case .leaf(let use) = route(input) {
+            guard case .dense(let buffer) = sink.place(of: root, use: use) else {
+                throw GAError(.internal, "backward: a gradient by rows went to an operation that adds to all of them")
+            }
             isEmpty = buffer.isEmpty
             buffer.isEmpty = false
             whole = buffer.tensor

@@ -14,6 +14,8 @@ final class Node {
     /// Whether the output is a mean over samples, which must not be mistaken for a sum.
     let isMean: Bool
     private(set) var inputs: [Tensor]
+    /// Of which roots the operation adds to few rows, and can add to ``RowGradients``.
+    private var inputsByRows: [Int] = []
     private var backward: Backward?
 
     /// The gradient of the output, while a backward pass adds to it.
@@ -47,6 +49,11 @@ final class Node {
                 "\(input.label), read by \(operation), has changed since the forward pass: compute the loss anew")
         }
     }
+
+    /// Whether the operation adds to few rows of an input's root.
+    func addsByRows(to input: Int) -> Bool { inputsByRows.contains(input) }
+
+    func noteAddingByRows(to inputs: [Int]) { inputsByRows = inputs }
 
     private var usedUp: GAError {
         GAError(

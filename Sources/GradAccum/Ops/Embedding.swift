@@ -16,8 +16,13 @@ extension Tensor {
         try elementwiseRows(rows) { row in
             (out.floats + row * columns).update(from: table.floats + Int(index[row]) * columns, count: columns)
         }
+        let firstRow = RowGradients.firstRow(of: self)
         return out.recorded("embedding", from: [self]) { dy, gradients throws(GAError) in
-            let index = picked.address.assumingMemoryBound(to: Int64.self)
+            let index = UnsafeBufferPointer(start: picked.address.assumingMemoryBound(to: Int64.self), count: rows)
+            if let firstRow, let sums = gradients.rows(of: 0) {
+                try sums.add(dy.floats, to: index, after: firstRow)
+                return
+            }
             // Shared out by columns, so that each row of the table receives its samples in order.
             try gradients.add(to: 0, zeroed: true) { (dw, _) throws(GAError) in
                 try Runtime.parallel(count: columns, grain: 128) { start, count in
@@ -28,6 +33,6 @@ extension Tensor {
                     }
                 }
             }
-        }
+        }.addingByRows(to: firstRow == nil ? [] : [0])
     }
 }
