@@ -101,9 +101,9 @@ final class TiedEmbeddingTests: XCTestCase {
         XCTAssertEqual(try bits(fresh), try bits(accumulator.accumulatedGradient(0)))
     }
 
-    /// A table of ones [4, 2], whose gradients are counts.
+    /// A table of ones [4, 3], whose gradients are counts.
     private func counting() throws -> (Accumulator, Tensor) {
-        let table = try Tensor([Float](repeating: 1, count: 8), shape: [4, 2])
+        let table = try Tensor([Float](repeating: 1, count: 12), shape: [4, 3])
         return (try Accumulator(Optimizer([table], SGD(learningRate: 1))), table)
     }
 
@@ -119,7 +119,7 @@ final class TiedEmbeddingTests: XCTestCase {
             try accumulator.accumulate(try w.sum(), weight: 1)
             // The head adds the number of rows to those of its tokens, and the number of tokens to every row.
             let expected: [Float] = [0 + 4, 2 + 4, 1 + 0, 1 + 0].map { $0 + 2 + 1 }
-            let counts = expected.flatMap { [$0, $0] }
+            let counts = expected.flatMap { [$0, $0, $0] }
             XCTAssertEqual(try accumulator.accumulatedGradient(0).values(), counts)
             XCTAssertEqual(
                 try accumulator.step().gradientNorm, counts.reduce(0) { $0 + Double($1 * $1) }.squareRoot() / 4,
@@ -134,25 +134,26 @@ final class TiedEmbeddingTests: XCTestCase {
         try accumulator.accumulate(try w.embedding(indices(0, 1)).linear(w).sum(), weight: 1)
         _ = try accumulator.step()
         try w.fill(1)
-        let nothing = try Tensor([], shape: [0, 2]).linear(w).sum()
+        let nothing = try Tensor([], shape: [0, 3]).linear(w).sum()
         try accumulator.accumulate(try w.embedding(indices(3, 1, 3)).sum() + nothing, weight: 1)
-        let counts: [Float] = [0, 0, 1, 1, 0, 0, 2, 2]
+        let counts: [Float] = [0, 0, 0, 1, 1, 1, 0, 0, 0, 2, 2, 2]
         XCTAssertEqual(try accumulator.accumulatedGradient(0).values(), counts)
-        XCTAssertEqual(try accumulator.step().gradientNorm, 10.0.squareRoot())
+        XCTAssertEqual(try accumulator.step().gradientNorm, 15.0.squareRoot())
         XCTAssertEqual(try w.values(), counts.map { 1 - $0 })
     }
 
     func testViewsOfTheTableAddToTheirRows() throws {
-        let values = (0..<24).map { Float($0 * 5 % 7) }
+        let values = (0..<36).map { Float($0 * 5 % 7) }
         typealias View = (Tensor) throws -> Tensor
         let views: [View] = [
-            { try $0.reshaped([12, 2]) }, { try $0.reshaped([12, 2]).sliced(axis: 0, 5..<9) },
-            { try $0.reshaped([6, 4]) }, { try $0.reshaped([12, 2]).transposed() },
-            { try $0.reshaped([6, 4]).sliced(axis: 1, 1..<3) }, { try $0.sliced(axis: 0, 2..<3).reshaped([4, 2]) },
+            { try $0.reshaped([12, 3]) }, { try $0.reshaped([12, 3]).sliced(axis: 0, 5..<9) },
+            { try $0.reshaped([6, 6]) }, { try $0.reshaped([12, 3]).transposed() },
+            { try $0.reshaped([6, 6]).sliced(axis: 1, 1..<4) }, { try $0.sliced(axis: 0, 2..<3).reshaped([4, 3]) },
+            { try $0.reshaped([36, 1]) },
         ]
         for (position, view) in views.enumerated() {
             func gradient(_ loss: (Tensor) throws -> Tensor) throws -> [Float] {
-                let leaf = try Tensor(values, shape: [3, 4, 2])
+                let leaf = try Tensor(values, shape: [3, 4, 3])
                 let accumulator = try Accumulator(Optimizer([leaf], SGD()))
                 try accumulator.accumulate(try loss(leaf), weight: 1)
                 return try accumulator.accumulatedGradient(0).values()
