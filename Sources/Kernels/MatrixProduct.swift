@@ -175,7 +175,8 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
         address: product.b.address, format: product.b.format, line: Int(product.b.column), along: Int(product.b.row))
     let places = Scratch(W.self, m: m, n: n, k: k, product.c_format)
     let (packedA, packedB) = (scratch + places.b, scratch)
-    let sums = places.ldc == 0
+    let sums =
+        places.ldc == 0
         ? product.c.assumingMemoryBound(to: Float.self) : scratch + (places.b &+ places.a)
     let ldc = places.ldc == 0 ? Int(product.ldc) : places.ldc
 
@@ -200,7 +201,8 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
             let width = isWide ? panelColumns : min(16, n &- column)
             let panel = Panel<W>(
                 c: sums + column, ldc: ldc, a: aAddress, aRow: aRow, b: UnsafePointer(packedB + column &* words),
-                ldb: isWide ? panelColumns : 16, rows: m, words: words, bias: product.bias.map { $0 + column }, accumulate: product.accumulate != 0 || first > 0)
+                ldb: isWide ? panelColumns : 16, rows: m, words: words, bias: product.bias.map { $0 + column },
+                accumulate: product.accumulate != 0 || first > 0)
             if isWide { panel.computeWide() } else { panel.computeNarrow(lanes: width) }
             column &+= width
         }

@@ -203,7 +203,8 @@ struct Factor {
             let start = source.advanced(by: line &* self.line &+ first)
             @inline(always)
             func copy(_ lanes: Lanes) {
-                store(W.along(start, first: lanes.first, end: end &- first), out + line &* ld, Lanes(first: lanes.first))
+                store(
+                    W.along(start, first: lanes.first, end: end &- first), out + line &* ld, Lanes(first: lanes.first))
             }
             forEachLanes(to: words, copy)
         }

@@ -65,6 +65,7 @@ typedef struct shims_kernel_table {
     void (*_Nonnull binary_gradient)(shims_binary op, int32_t side, float *_Nonnull out,
                                      const float *_Nonnull dy, const float *_Nonnull a, int64_t a_step,
                                      const float *_Nonnull b, int64_t b_step, int64_t n, int32_t accumulate);
+    /* out may be x. */
     void (*_Nonnull unary)(shims_unary op, float *_Nonnull out, const float *_Nonnull x, int64_t n);
     /* out[i] (+)= dy[i] * op'(x[i]) */
     void (*_Nonnull unary_gradient)(shims_unary op, float *_Nonnull out, const float *_Nonnull dy,

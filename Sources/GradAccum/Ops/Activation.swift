@@ -15,19 +15,39 @@ extension Tensor {
     }
 
     private func unary(_ op: shims_unary, _ name: StaticString) throws(GAError) -> Tensor {
-        try require(.float32, name, "x")
-        let out = try Tensor(uninitialized: layout)
+        try requireFloat(name, "x")
+        let out = try Tensor(uninitialized: layout, dtype)
         let x = try packedData()
-        try elementwise(elementCount) { start, count in
-            Runtime.kernels.unary(op, out.floats + start, x.floats + start, Int64(count))
+        try x.forEachPiece { start, count, values in
+            guard out.dtype != .float32 else {
+                return Runtime.kernels.unary(op, out.floats + start, values, Int64(count))
+            }
+            Runtime.kernels.unary(op, values, values, Int64(count))
+            out.storeFloats(values, start, count)
         }
         return out.recorded(name, from: [self]) { dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
-                try elementwise(dy.elementCount) { start, count in
+                try x.forEachPiece { start, count, values in
                     Runtime.kernels.unary_gradient(
-                        op, dx + start, dy.floats + start, x.floats + start, Int64(count), accumulate)
+                        op, dx + start, dy.floats + start, values, Int64(count), accumulate)
                 }
             }
+        }
+    }
+
+    /// Calls `body(start, count, values)` for pieces of this contiguous tensor: in place if it is float32, or else converted
+    /// into memory that the body may write to.
+    private func forEachPiece(_ body: (Int, Int, UnsafeMutablePointer<Float>) -> Void) throws(GAError) {
+        guard dtype != .float32 else {
+            return try elementwise(elementCount) { start, count in body(start, count, floats + start) }
+        }
+        // Pieces that stay in the first-level cache.
+        let size = 4096
+        try Runtime.parallel(tiles: (elementCount + size - 1) / size, scratch: size) { tile, scratch in
+            let start = tile * size
+            let count = min(size, elementCount - start)
+            loadFloats(into: scratch, start, count)
+            body(start, count, scratch)
         }
     }
 }

@@ -11,14 +11,15 @@ extension Tensor {
     public static func / (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_DIVIDE, "divide", a, b) }
 }
 
-/// a op b, element by element, with broadcasting.
+/// a op b, element by element, with broadcasting; bfloat16 if both are, else float32.
 private func binary(_ op: shims_binary, _ name: StaticString, _ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
-    try a.require(.float32, name, "a")
-    try b.require(.float32, name, "b")
+    try a.requireFloat(name, "a")
+    try b.requireFloat(name, "b")
     let layout = try Layout.broadcast(a.layout, b.layout, name)
-    let out = try Tensor(uninitialized: layout)
-    let operation = BinaryOperation(op, name, layout, try a.packedData(), try b.packedData())
+    var out = try Tensor(uninitialized: layout)
+    let operation = BinaryOperation(op, name, layout, try a.floatData(), try b.floatData())
     try operation.forward(out.floats)
+    if a.dtype == .bfloat16 && b.dtype == .bfloat16 { out = try out.cast(to: .bfloat16) }
     return out.recorded(name, from: [a, b]) { dy, gradients throws(GAError) in
         for side in 0..<2 where gradients.needed(side) { try operation.backward(dy, gradients, side) }
     }

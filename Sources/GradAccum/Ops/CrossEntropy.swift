@@ -14,11 +14,14 @@ extension Tensor {
     public func crossEntropy(
         _ targets: Tensor, ignoreIndex: Int64? = nil, reduction: Reduction = .sum
     ) throws(GAError) -> Tensor {
-        try require(.float32, "cross_entropy", "logits")
+        guard dtype == .float32 else {
+            return try inFloat32("cross_entropy", "logits").crossEntropy(
+                targets, ignoreIndex: ignoreIndex, reduction: reduction)
+        }
         try require(rank: 1, "cross_entropy", "logits")
         let logits = try packedData()
         let likelihood = try Likelihood(logits.shape, targets, ignoreIndex, reduction, "cross_entropy")
-        let out = try likelihood.loss(logits.floats)
+        let out = try likelihood.loss(logits)
         return out.recorded("cross_entropy", from: [self], isMean: reduction == .mean) {
             dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
@@ -29,8 +32,9 @@ extension Tensor {
 
     /// The cross-entropy of `targets` [...] under the logits that `weight` [classes, c] makes of these hidden states [..., c].
     ///
-    /// As ``linear(_:_:)`` and ``crossEntropy(_:ignoreIndex:reduction:)`` one after the other, to the bit, but the logits
-    /// and their gradient share one piece of memory, which the caller never sees.
+    /// As ``linear(_:_:)`` and ``crossEntropy(_:ignoreIndex:reduction:)`` one after the other, to the bit in float32, but the
+    /// logits and their gradient share one piece of memory, which the caller never sees. The softmax and the loss are those
+    /// of float32 where the logits are bfloat16.
     public func linearCrossEntropy(
         _ weight: Tensor, _ targets: Tensor, ignoreIndex: Int64? = nil, reduction: Reduction = .sum
     ) throws(GAError) -> Tensor {
@@ -39,12 +43,13 @@ extension Tensor {
             Array(shape.dropLast()) + [layer.n], targets, ignoreIndex, reduction, "linear_cross_entropy")
         let x = try packedData()
         let w = try weight.packedData()
-        let logits = try Tensor(uninitialized: Array(shape.dropLast()) + [layer.n], for: "linear_cross_entropy")
+        let logits = try Tensor(
+            uninitialized: try layout.packed(lastSize: layer.n, "linear_cross_entropy"), layer.compute)
         try layer.forward(logits, x, w, nil)
-        let out = try likelihood.loss(logits.floats)
+        let out = try likelihood.loss(logits)
         return out.recorded("linear_cross_entropy", from: [self, weight], isMean: reduction == .mean) {
             dy, gradients throws(GAError) in
-            try likelihood.gradient(logits.floats, logits.floats, seed: dy.floats[0], 0)
+            try likelihood.gradient(inPlaceOf: logits, seed: dy.floats[0])
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try layer.inputGradient(dx, logits, w, accumulate)
             }
@@ -62,6 +67,8 @@ private struct Likelihood {
     private let labels: Tensor
     private let maximum: Tensor
     private let logSum: Tensor
+    /// The logit of the target.
+    private let logit: Tensor
     private let divisor: Float
 
     /// Errors: `dtype`, `shape` and `index` of the targets of logits [..., classes].
@@ -75,6 +82,7 @@ private struct Likelihood {
         labels = try targets.indices(below: classes, ignoring: ignoreIndex, operation, "targets")
         maximum = try Tensor(uninitialized: [rows], for: operation)
         logSum = try Tensor(uninitialized: [rows], for: operation)
+        logit = try Tensor(uninitialized: [rows], for: operation)
         let counted = UnsafeBufferPointer(start: labels.address.assumingMemoryBound(to: Int64.self), count: rows)
             .count { $0 >= 0 }
         divisor = reduction == .mean ? Float(max(counted, 1)) : 1
@@ -84,27 +92,61 @@ private struct Likelihood {
     private var rowsPerTile: Int { max(1, 16384 / max(classes, 1)) }
 
     /// The loss as a scalar, added up in double.
-    func loss(_ logits: UnsafeMutablePointer<Float>) throws(GAError) -> Tensor {
-        try Runtime.parallel(count: rows, grain: rowsPerTile) { first, count in
+    func loss(_ logits: Tensor) throws(GAError) -> Tensor {
+        try forEachTile(of: logits) { first, count, rows in
             Runtime.kernels.log_sum_exp(
-                maximum.floats + first, logSum.floats + first, logits + first * classes, Int64(count), Int64(classes))
+                maximum.floats + first, logSum.floats + first, rows, Int64(count), Int64(classes))
+            for row in 0..<count where label[first + row] >= 0 {
+                logit.floats[first + row] = rows[row * classes + Int(label[first + row])]
+            }
         }
         var total = 0.0
         for row in 0..<rows where label[row] >= 0 {
-            let logit = Double(logits[row * classes + Int(label[row])])
-            total += Double(logSum.floats[row]) + (Double(maximum.floats[row]) - logit)
+            total += Double(logSum.floats[row]) + (Double(maximum.floats[row]) - Double(logit.floats[row]))
         }
         return try Tensor(loss: total / Double(divisor))
     }
 
-    /// dx (+)= the gradient of the logits; dx may be the logits. A seed equal to a mean's divisor gives exactly the sum's.
+    /// dx (+)= the gradient of the float32 logits. A seed equal to a mean's divisor gives exactly the sum's.
     func gradient(
         _ dx: UnsafeMutablePointer<Float>, _ logits: UnsafeMutablePointer<Float>, seed: Float, _ accumulate: Int32
     ) throws(GAError) {
         try Runtime.parallel(count: rows, grain: rowsPerTile) { first, count in
-            Runtime.kernels.cross_entropy_gradient(
-                dx + first * classes, logits + first * classes, maximum.floats + first, logSum.floats + first,
-                label + first, seed / divisor, Int64(count), Int64(classes), accumulate)
+            let start = first * classes
+            write(dx + start, logits + start, first, count, seed, accumulate)
+        }
+    }
+
+    /// Turns logits into their gradient.
+    func gradient(inPlaceOf logits: Tensor, seed: Float) throws(GAError) {
+        try forEachTile(of: logits) { first, count, rows in
+            write(rows, rows, first, count, seed, 0)
+            if logits.dtype != .float32 { logits.storeFloats(rows, first * classes, count * classes) }
+        }
+    }
+
+    private func write(
+        _ dx: UnsafeMutablePointer<Float>, _ logits: UnsafeMutablePointer<Float>, _ first: Int, _ count: Int,
+        _ seed: Float, _ accumulate: Int32
+    ) {
+        Runtime.kernels.cross_entropy_gradient(
+            dx, logits, maximum.floats + first, logSum.floats + first, label + first, seed / divisor, Int64(count),
+            Int64(classes), accumulate)
+    }
+
+    /// Calls `body(first row, count, rows)` with rows in place if they are float32, or else converted to it.
+    private func forEachTile(
+        of logits: Tensor, _ body: (Int, Int, UnsafeMutablePointer<Float>) -> Void
+    ) throws(GAError) {
+        let (perTile, isFloat) = (rowsPerTile, logits.dtype == .float32)
+        try Runtime.parallel(
+            tiles: (rows + perTile - 1) / perTile, scratch: isFloat ? 0 : perTile * classes
+        ) { tile, scratch in
+            let first = tile * perTile
+            let count = min(perTile, rows - first)
+            guard !isFloat else { return body(first, count, logits.floats + first * classes) }
+            logits.loadFloats(into: scratch, first * classes, count * classes)
+            body(first, count, scratch)
         }
     }
 }

@@ -2,8 +2,10 @@ import CShims
 
 extension Tensor {
     /// The last axis with mean 0 and variance 1, times `weight` plus `bias`, both [c] (Ba et al., arXiv 1607.06450).
+    ///
+    /// Computed in float32; the result is of the type of ``Compute/dtype``, for what multiplies it.
     public func layerNorm(_ weight: Tensor?, _ bias: Tensor?, eps: Double = 1e-5) throws(GAError) -> Tensor {
-        try require(.float32, "layer_norm", "x")
+        try requireFloat("layer_norm", "x")
         try require(rank: 1, "layer_norm", "x")
         let columns = shape[rank - 1]
         try weight?.require(.float32, "layer_norm", "weight")
@@ -14,18 +16,26 @@ extension Tensor {
             throw GAError(.invalidArgument, "layer_norm: eps is \(eps): it must be finite and at least 0")
         }
         let rows = columns == 0 ? 0 : elementCount / columns
-        let out = try Tensor(uninitialized: layout)
+        let out = try Tensor(uninitialized: layout, Compute.dtype)
         // The means of all rows, and the inverses of their standard deviations after them.
         let statistics = try Storage(floatCount: 2 * rows)
-        let x = try packedData()
+        let source = try packedData()
+        let x = try floatData()
         let w = try weight?.packedData()
         let b = try bias?.packedData()
         let grain = max(1, 8192 / max(columns, 1))
-        try Runtime.parallel(count: rows, grain: grain) { first, count in
+        let isFloat = out.dtype == .float32
+        try Runtime.parallel(
+            tiles: (rows + grain - 1) / grain, scratch: isFloat ? 0 : grain * columns
+        ) { tile, scratch in
+            let first = tile * grain
+            let count = min(grain, rows - first)
+            let start = first * columns
+            let values = isFloat ? out.floats + start : scratch
             Runtime.kernels.layer_norm(
-                out.floats + first * columns, statistics.floats + first, statistics.floats + rows + first,
-                x.floats + first * columns,
-                w?.floats, b?.floats, Int64(count), Int64(columns), Float(eps))
+                values, statistics.floats + first, statistics.floats + rows + first, x.floats + start, w?.floats,
+                b?.floats, Int64(count), Int64(columns), Float(eps))
+            if !isFloat { out.storeFloats(values, start, count * columns) }
         }
 
         var inputs = [self]
@@ -33,6 +43,7 @@ extension Tensor {
         if let bias { inputs.append(bias) }
         let biasInput = inputs.count - 1
         return out.recorded("layer_norm", from: inputs) { dy, gradients throws(GAError) in
+            let x = try source.floatData()
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try Runtime.parallel(count: rows, grain: grain) { first, count in
                     Runtime.kernels.layer_norm_gradient(

@@ -3,8 +3,9 @@ import CShims
 extension Tensor {
     /// The squares of this prediction minus `target`, of equal shapes, summed or averaged over all elements.
     public func mse(_ target: Tensor, reduction: Reduction = .sum) throws(GAError) -> Tensor {
-        try require(.float32, "mse", "prediction")
-        try target.require(.float32, "mse", "target")
+        guard dtype == .float32 && target.dtype == .float32 else {
+            return try inFloat32("mse", "prediction").mse(target.inFloat32("mse", "target"), reduction: reduction)
+        }
         try target.require(shape: shape, "mse", "target")
         let a = try packedData()
         let b = try target.packedData()

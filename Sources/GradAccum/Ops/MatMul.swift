@@ -1,7 +1,8 @@
 /// a [..., m, k] times b [..., k, n] gives [..., m, n]; leading axes are broadcast.
 public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
-    try a.require(.float32, "matmul", "a")
-    try b.require(.float32, "matmul", "b")
+    guard a.dtype == .float32 && b.dtype == .float32 else {
+        return try matmul(a.inFloat32("matmul", "a"), b.inFloat32("matmul", "b"))
+    }
     try a.require(rank: 2, "matmul", "a")
     try b.require(rank: 2, "matmul", "b")
     let (m, k, n) = (a.shape[a.rank - 2], a.shape[a.rank - 1], b.shape[b.rank - 1])

@@ -14,7 +14,9 @@ extension Tensor {
     private func reduced(
         _ axes: [Int]?, keepAxes: Bool, isMean: Bool, _ name: StaticString
     ) throws(GAError) -> Tensor {
-        try require(.float32, name, "x")
+        guard dtype == .float32 else {
+            return try inFloat32(name, "x").reduced(axes, keepAxes: keepAxes, isMean: isMean, name)
+        }
         var kept = shape
         var isReduced = [Bool](repeating: axes == nil, count: rank)
         for axis in axes ?? [] {

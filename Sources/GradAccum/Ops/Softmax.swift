@@ -3,7 +3,7 @@ import CShims
 extension Tensor {
     /// Exponentials that sum to 1 along an axis; a negative axis counts from the last.
     public func softmax(axis: Int = -1) throws(GAError) -> Tensor {
-        try require(.float32, "softmax", "x")
+        guard dtype == .float32 else { return try inFloat32("softmax", "x").softmax(axis: axis) }
         try require(rank: 1, "softmax", "x")
         let axis = try Shape.axis(axis, rank: rank, "softmax")
         guard axis == rank - 1 else {

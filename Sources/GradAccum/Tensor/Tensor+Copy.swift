@@ -59,6 +59,44 @@ extension Tensor {
         return copy
     }
 
+    /// The elements as contiguous float32, without a copy if they are: data only, no gradient.
+    func floatData() throws(GAError) -> Tensor {
+        let packed = try packedData()
+        guard dtype != .float32 else { return packed }
+        let wide = try Tensor(uninitialized: layout)
+        try elementwise(elementCount) { start, count in
+            packed.loadFloats(into: wide.floats + start, start, count)
+        }
+        return wide
+    }
+
+    /// Converts `count` elements from `start` of this contiguous tensor of a floating type.
+    func loadFloats(into out: UnsafeMutablePointer<Float>, _ start: Int, _ count: Int) {
+        if dtype == .float32 {
+            Runtime.kernels.add_scaled(out, floats + start, SHIMS_F32, 1, Int64(count), 0)
+        } else {
+            let halves = address.assumingMemoryBound(to: UInt16.self)
+            Runtime.kernels.to_f32(out, halves + start, dtype.format, Int64(count))
+        }
+    }
+
+    /// The same elements, converted to this tensor's type.
+    func storeFloats(_ source: UnsafePointer<Float>, _ start: Int, _ count: Int) {
+        if dtype == .float32 {
+            Runtime.kernels.add_scaled(floats + start, source, SHIMS_F32, 1, Int64(count), 0)
+        } else {
+            let halves = address.assumingMemoryBound(to: UInt16.self)
+            Runtime.kernels.from_f32(halves + start, dtype.format, source, Int64(count))
+        }
+    }
+
+    /// This tensor if it is float32, else converted to it so that the gradient flows through. Errors: `dtype` unless it is
+    /// float32 or bfloat16.
+    func inFloat32(_ operation: StaticString, _ argument: StaticString) throws(GAError) -> Tensor {
+        try requireFloat(operation, argument)
+        return dtype == .float32 ? self : try cast(to: .float32)
+    }
+
     /// This tensor if it is contiguous, else a contiguous copy that the gradient flows through.
     func contiguous() throws(GAError) -> Tensor {
         if isContiguous { return self }
