@@ -70,6 +70,68 @@ final class CheckpointTests: XCTestCase {
         XCTAssertEqual(try y.sum().gradients(of: [a])[0].values(), [2, 2])
     }
 
+    /// Inputs whose gradients are one: the same activation twice, and views that overlap.
+    func testInputsThatShareAGradientAddToItInTurn() throws {
+        typealias Block = ([Tensor]) throws(GAError) -> Tensor
+        typealias Inputs = (Tensor) throws(GAError) -> [Tensor]
+        func gradient(
+            _ inputs: Inputs, _ block: @escaping Block, checkpointing: Bool, usedBefore: Bool
+        ) throws -> [UInt32] {
+            let a = try Tensor((0..<12).map { sinf(Float($0)) }, shape: [4, 3])
+            try a.setRequiresGrad(true)
+            let x = try a * a
+            let given = try inputs(x)
+            let y = try checkpointing ? checkpoint(given, block) : block(given)
+            let loss = try usedBefore ? y.sum() + (x * a).sum() : y.sum()
+            return try loss.gradients(of: [a])[0].values().map(\.bitPattern)
+        }
+        let twice: Inputs = { (x) throws(GAError) in [x, x] }
+        let views: Inputs = { (x) throws(GAError) in
+            [try x.sliced(axis: 0, 0..<3), x, try x.sliced(axis: 0, 1..<4), try x.sliced(axis: 0, 1..<3).reshaped([6])]
+        }
+        let cases: [(Inputs, Block)] = [
+            (twice, { (inputs) throws(GAError) in try inputs[0] * inputs[1] + inputs[0] }),
+            (twice, { (inputs) throws(GAError) in try inputs[1].gelu() }),
+            (twice, { (inputs) throws(GAError) in try inputs[1].gelu() - inputs[0] }),
+            (views, { (inputs) throws(GAError) in try inputs[2] * inputs[0] - inputs[1].sliced(axis: 0, 0..<3) }),
+            (
+                views,
+                { (inputs) throws(GAError) in
+                    try inputs[1].gelu().sum() + (inputs[3] * inputs[3]).sum() + (inputs[0] / inputs[2]).sum()
+                }
+            ),
+            (views, { (inputs) throws(GAError) in try inputs[3].relu() }),
+        ]
+        for (number, (inputs, block)) in cases.enumerated() {
+            for usedBefore in [false, true] {
+                let plain = try gradient(inputs, block, checkpointing: false, usedBefore: usedBefore)
+                let checkpointed = try gradient(inputs, block, checkpointing: true, usedBefore: usedBefore)
+                XCTAssertEqual(plain, checkpointed, "case \(number)")
+            }
+        }
+    }
+
+    func testTheBlockRunsAgainInTheTypeThatItFirstComputedIn() throws {
+        var types: [DType] = []
+        let a = try Tensor((0..<12).map { sinf(Float($0)) }, shape: [2, 6])
+        let weight = try Tensor((0..<24).map { cosf(Float($0)) }, shape: [4, 6])
+        for leaf in [a, weight] { try leaf.setRequiresGrad(true) }
+        func gradients(checkpointing: Bool) throws -> [[Float]] {
+            let block: ([Tensor]) throws(GAError) -> Tensor = { (inputs) throws(GAError) in
+                let y = try inputs[0].linear(weight)
+                types.append(y.dtype)
+                return try y.cast(to: .float32)
+            }
+            let y = try Compute.with(.bfloat16) { () throws(GAError) in
+                try checkpointing ? checkpoint([a], block) : block([a])
+            }
+            return try y.sum().gradients(of: [a, weight]).map { try $0.values() }
+        }
+        XCTAssertEqual(try gradients(checkpointing: false), try gradients(checkpointing: true))
+        XCTAssertEqual(types, [.bfloat16, .bfloat16, .bfloat16])
+        XCTAssertEqual(Compute.dtype, .float32)
+    }
+
     func testABlockThatUsesUpTheGraphAroundItIsAnError() throws {
         let a = try leaf([1, 2])
         let accumulator = try Accumulator(Optimizer([a], SGD()))

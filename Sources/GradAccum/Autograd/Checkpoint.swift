@@ -13,15 +13,17 @@ public func checkpoint(
     let activations = sources.filter(\.isActivation)
     // Every use of a leaf is an input of its own, so that it has the place that it would have without a checkpoint.
     let recorded = activations + uses.map(\.leaf)
+    let compute = Compute.dtype
     let byRows = uses.indices.filter { uses[$0].isByRows }.map { activations.count + $0 }
     return out.recorded("checkpoint", from: recorded) { dy, gradients throws(GAError) in
-        let again = try Recording.on { () throws(GAError) in try BlockRun(sources, block) }
+        let again = try Compute.with(compute) { () throws(GAError) in
+            try Recording.on { () throws(GAError) in try BlockRun(sources, block) }
+        }
         guard again.result.shape == dy.shape, try again.leafUses() == uses else {
             throw GAError(.state, "checkpoint: the block has computed something else than in the forward pass")
         }
-        let sink = try BlockSink(again.standIns, uses, gradients)
+        let sink = BlockSink(again.standIns, uses, gradients)
         try Graph(of: again.result, into: sink).backward(dy, into: sink)
-        try sink.finish()
     }.addingByRows(to: byRows)
 }
 
@@ -93,31 +95,32 @@ private struct BlockRun {
 }
 
 /// Leads the gradients of a block's graph to where those of its checkpoint go.
+///
+/// A place is opened by the addition that needs it first: stand-ins whose originals share memory open it in turn, and each
+/// finds what the ones before it have added.
 private final class BlockSink: GradientSink {
-    private var places: [ObjectIdentifier: [GradientPlace]] = [:]
-    private var ofStandIns: [GradientBuffer] = []
+    private let gradients: Gradients
+    /// The inputs of the checkpoint that a stand-in or a leaf stands for.
+    private var inputs: [ObjectIdentifier: [Int]] = [:]
+    private var places: [GradientPlace?]
 
     /// `gradients` are those of the stand-ins' originals, followed by the uses of leaves.
-    init(_ standIns: [Tensor], _ uses: [LeafUse], _ gradients: Gradients) throws(GAError) {
-        for (input, leaf) in (standIns + uses.map(\.leaf)).enumerated() {
-            let place = try gradients.place(of: input)
-            places[ObjectIdentifier(leaf), default: []].append(place)
-            if input < standIns.count, case .dense(let buffer) = place { ofStandIns.append(buffer) }
-        }
+    init(_ standIns: [Tensor], _ uses: [LeafUse], _ gradients: Gradients) {
+        self.gradients = gradients
+        let leaves = standIns + uses.map(\.leaf)
+        places = Array(repeating: nil, count: leaves.count)
+        for (input, leaf) in leaves.enumerated() { inputs[ObjectIdentifier(leaf), default: []].append(input) }
     }
 
     func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError) {}
 
     /// All uses of a stand-in add to the one gradient of its original; a leaf has a place per use.
-    func place(of leaf: Tensor, use: Int) -> GradientPlace {
-        let list = places[ObjectIdentifier(leaf)]!
-        return list[min(use, list.count - 1)]
-    }
-
-    /// Gives originals that received nothing a gradient of zeros.
-    func finish() throws(GAError) {
-        for buffer in ofStandIns where buffer.isEmpty {
-            try fillZeros(buffer.tensor.floats, buffer.tensor.elementCount)
-        }
+    func place(of leaf: Tensor, use: Int) throws(GAError) -> GradientPlace {
+        let inputs = inputs[ObjectIdentifier(leaf)]!
+        let input = inputs[min(use, inputs.count - 1)]
+        if let place = places[input] { return place }
+        let place = try gradients.place(of: input)
+        places[input] = place
+        return place
     }
 }

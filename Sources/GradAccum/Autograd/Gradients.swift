@@ -21,7 +21,7 @@ final class GradientBuffer {
 protocol GradientSink: AnyObject {
     /// Errors: the leaf's gradient has no place to go.
     func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError)
-    func place(of leaf: Tensor, use: Int) -> GradientPlace
+    func place(of leaf: Tensor, use: Int) throws(GAError) -> GradientPlace
 }
 
 /// Where the gradient of one input of an operation goes, settled before a backward pass begins.
@@ -90,9 +90,9 @@ struct Gradients {
     }
 
     /// The sums by rows that the gradient of a leaf goes to, if it does.
-    func rows(of input: Int) -> RowGradients? {
+    func rows(of input: Int) throws(GAError) -> RowGradients? {
         guard case .leaf(let use) = route(input),
-            case .rows(let rows) = sink.place(of: inputs[input].root, use: use)
+            case .rows(let rows) = try sink.place(of: inputs[input].root, use: use)
         else { return nil }
         return rows
     }
@@ -100,7 +100,7 @@ struct Gradients {
     /// The gradient of a needed contiguous input as a place to add to: that of the leaf's use, if it is one.
     func place(of input: Int) throws(GAError) -> GradientPlace {
         let x = inputs[input]
-        if case .leaf(let use) = route(input) { return sink.place(of: x.root, use: use) }
+        if case .leaf(let use) = route(input) { return try sink.place(of: x.root, use: use) }
         let (_, accumulate) = try open(input, zeroed: false)
         let offset = x.offset - x.root.offset
         let view = Tensor(x.root.node!.gradient!.storage, .float32, x.layout, offset: offset)
@@ -130,7 +130,7 @@ struct Gradients {
         let whole: Tensor
         var isEmpty = false
         if case .leaf(let use) = route(input) {
-            guard case .dense(let buffer) = sink.place(of: root, use: use) else {
+            guard case .dense(let buffer) = try sink.place(of: root, use: use) else {
                 throw GAError(.internal, "backward: a gradient by rows went to an operation that adds to all of them")
             }
             isEmpty = buffer.isEmpty

@@ -19,7 +19,7 @@ extension Tensor {
         let firstRow = RowGradients.firstRow(of: self)
         return out.recorded("embedding", from: [self]) { dy, gradients throws(GAError) in
             let index = UnsafeBufferPointer(start: picked.address.assumingMemoryBound(to: Int64.self), count: rows)
-            if let firstRow, let sums = gradients.rows(of: 0) {
+            if let firstRow, let sums = try gradients.rows(of: 0) {
                 try sums.add(dy.floats, to: index, after: firstRow)
                 return
             }
