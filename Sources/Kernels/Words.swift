@@ -9,10 +9,10 @@ protocol Elements {
     func prefetch(_ elements: Int)
     /// The given elements as numbers; lanes past their end hold 0.
     func floats(_ lanes: Lanes) -> Vector
-    /// The given elements as bfloat16 in the lower halves of the lanes.
-    func halves(_ lanes: Lanes) -> Bits
     /// Sixteen pairs of bfloat16 from up to 32 elements that begin at `first` and end at `end`.
     func pairs(first: Int, end: Int) -> Vector
+    /// Pairs of bfloat16 of the given elements with those of `next`, or with zeros.
+    func pairs(_ lanes: Lanes, with next: Self?) -> Vector
 }
 
 struct F32Elements: Elements {
@@ -33,14 +33,30 @@ struct F32Elements: Elements {
     func floats(_ lanes: Lanes) -> Vector { load(address, lanes) }
 
     @inline(always)
-    func halves(_ lanes: Lanes) -> Bits { bf16Bits(load(address, lanes)) }
+    func pairs(first: Int, end: Int) -> Vector {
+        let low = load(address, Lanes(first: first, end: max(end, first)))
+        let high = load(address, Lanes(first: first &+ 16, end: max(end, first &+ 16)))
+        #if BF16_DOT_PRODUCT
+            return shims_round_pairs(low, high)
+        #else
+            let both = SIMD32<UInt32>(lowHalf: bf16Bits(low), highHalf: bf16Bits(high))
+            return unsafeBitCast(both.evenHalf | both.oddHalf &<< 16, to: Vector.self)
+        #endif
+    }
 
     @inline(always)
-    func pairs(first: Int, end: Int) -> Vector {
-        let low = bf16Bits(load(address, Lanes(first: first, end: max(end, first))))
-        let high = bf16Bits(load(address, Lanes(first: first &+ 16, end: max(end, first &+ 16))))
-        let both = SIMD32<UInt32>(lowHalf: low, highHalf: high)
-        return unsafeBitCast(both.evenHalf | both.oddHalf &<< 16, to: Vector.self)
+    func pairs(_ lanes: Lanes, with next: F32Elements?) -> Vector {
+        let first = load(address, lanes)
+        let second = next.map { load($0.address, lanes) } ?? .zero
+        #if BF16_DOT_PRODUCT
+            let both = unsafeBitCast(shims_round_pairs(first, second), to: SIMD32<UInt16>.self)
+            var pairs = SIMD32<UInt16>.zero
+            pairs.evenHalf = both.lowHalf
+            pairs.oddHalf = both.highHalf
+            return unsafeBitCast(pairs, to: Vector.self)
+        #else
+            return unsafeBitCast(bf16Bits(first) | bf16Bits(second) &<< 16, to: Vector.self)
+        #endif
     }
 }
 
@@ -62,9 +78,6 @@ struct BF16Elements: Elements {
     func floats(_ lanes: Lanes) -> Vector { fromBF16(load(address, lanes)) }
 
     @inline(always)
-    func halves(_ lanes: Lanes) -> Bits { widened(load(address, lanes)) }
-
-    @inline(always)
     func pairs(first: Int, end: Int) -> Vector {
         let start = UnsafeRawPointer(address + first)
         if first &+ 32 <= end { return start.loadUnaligned(as: Vector.self) }
@@ -73,6 +86,13 @@ struct BF16Elements: Elements {
             $0.baseAddress.unsafelyUnwrapped.copyMemory(from: start, byteCount: max(0, end &- first) &* 2)
         }
         return vector
+    }
+
+    @inline(always)
+    func pairs(_ lanes: Lanes, with next: BF16Elements?) -> Vector {
+        let first = widened(load(address, lanes))
+        guard let next else { return unsafeBitCast(first, to: Vector.self) }
+        return unsafeBitCast(first | widened(load(next.address, lanes)) &<< 16, to: Vector.self)
     }
 }
 
@@ -144,9 +164,7 @@ enum PairWords: Words {
 
     @inline(always)
     static func across<Source: Elements>(_ source: Source, step: Int, count: Int, _ lanes: Lanes) -> Vector {
-        let first = source.halves(lanes)
-        if count < 2 { return unsafeBitCast(first, to: Vector.self) }
-        return unsafeBitCast(first | source.advanced(by: step).halves(lanes) &<< 16, to: Vector.self)
+        source.pairs(lanes, with: count < 2 ? nil : source.advanced(by: step))
     }
 }
 

@@ -46,22 +46,37 @@ struct Matrix {
     }
 }
 
-/// Cuts an axis into nearly equal blocks of at most `largest`, at multiples of 32 where it is longer than that.
+/// Cuts an axis into nearly equal blocks, at multiples of 64 where it is longer than that.
 struct Blocks {
     let count: Int
     private let length: Int
     private let size: Int
 
     init(_ length: Int, largest: Int) {
+        self.init(length, count: (length + largest - 1) / largest)
+    }
+
+    private init(_ length: Int, count wanted: Int) {
         self.length = length
-        guard length > largest else {
+        guard wanted > 1 else {
             (count, size) = (1, max(length, 1))
             return
         }
-        let wanted = (length + largest - 1) / largest
-        let even = (length + wanted - 1) / wanted
-        size = (even + 31) & ~31
+        size = ((length + wanted - 1) / wanted + 63) & ~63
         count = (length + size - 1) / size
+    }
+
+    /// Blocks of at most about `largest`, of which there are `times` each, so that the busiest of some threads has little
+    /// more to do than the others.
+    static func balanced(_ length: Int, largest: Int, times: Int, threads: Int) -> Blocks {
+        let fewest = Blocks(length, largest: largest)
+        func span(_ blocks: Blocks) -> Int { (blocks.count * times + threads - 1) / threads * blocks.size }
+        var best = fewest
+        for more in 1...(2 * threads) {
+            let next = Blocks(length, count: fewest.count + more)
+            if Double(span(next)) < 0.98 * Double(span(best)) { best = next }
+        }
+        return best
     }
 
     func start(_ block: Int) -> Int { block * size }
@@ -100,22 +115,15 @@ struct MatrixProduct {
     }
 
     /// A tile packs its columns of b once for all of its rows, and its rows of a once for all of its columns, if they are
-    /// not words in memory as they are: so a tile is tall or wide, and there are some for every thread.
+    /// not words in memory as they are: so a tile is tall or wide.
     private func tiles(_ a: Matrix) -> (rows: Blocks, columns: Blocks) {
-        let isReadInPlace = a.column == 1 && a.dtype == arithmetic
-        var (rowsOfTile, columnsOfTile) = isReadInPlace ? (2048, 128) : (512, 768)
-        let wanted = 3 * Runtime.numThreads
-        while true {
-            let (rows, columns) = (Blocks(m, largest: rowsOfTile), Blocks(n, largest: columnsOfTile))
-            if rows.count * columns.count >= wanted || (rowsOfTile <= 64 && columnsOfTile <= 64) {
-                return (rows, columns)
-            }
-            if columnsOfTile > 64 && (isReadInPlace || rowsOfTile <= 64) {
-                columnsOfTile /= 2
-            } else {
-                rowsOfTile /= 2
-            }
+        let threads = Runtime.numThreads
+        if a.column == 1 && a.dtype == arithmetic {
+            let rows = Blocks(m, largest: 2048)
+            return (rows, .balanced(n, largest: 128, times: rows.count, threads: threads))
         }
+        let columns = Blocks(n, largest: 768)
+        return (.balanced(m, largest: 512, times: columns.count, threads: threads), columns)
     }
 
     /// Runs on the calling thread, with as much scratch memory as ``scratch(for:)`` says.
