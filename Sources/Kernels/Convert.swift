@@ -17,7 +17,7 @@ func load(_ source: UnsafePointer<UInt16>, _ lanes: Lanes) -> HalfVector {
 
 /// Stores two-byte numbers over the given lanes of an array and nothing past them.
 @inline(always)
-private func store(_ vector: HalfVector, _ target: UnsafeMutablePointer<UInt16>, _ lanes: Lanes) {
+func store(_ vector: HalfVector, _ target: UnsafeMutablePointer<UInt16>, _ lanes: Lanes) {
     let start = UnsafeMutableRawPointer(target + lanes.first)
     if lanes.isWhole {
         start.storeBytes(of: vector, as: HalfVector.self)
@@ -61,7 +61,7 @@ func bf16Bits(_ x: Vector) -> Bits {
 }
 
 @inline(always)
-private func toBF16(_ x: Vector) -> HalfVector { truncated(bf16Bits(x)) }
+func toBF16(_ x: Vector) -> HalfVector { truncated(bf16Bits(x)) }
 
 #if FMA
     /// The value of binary16 bits, by the conversion instruction that every CPU with FMA has.

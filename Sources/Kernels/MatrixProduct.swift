@@ -30,7 +30,10 @@ private struct Panel<W: Words> {
     let ldb: Int
     let rows, words: Int
     /// What the sums start with where there is nothing to add to.
-    var bias: UnsafePointer<Float>?
+    let bias: UnsafePointer<Float>?
+    /// Where the sums end up in bfloat16, if they do, and the elements between its rows.
+    let rounded: UnsafeMutablePointer<UInt16>?
+    let ldrounded: Int
     let accumulate: Bool
 
     /// Computes `rows` x `vectors` vectors of `c`, held in registers over all words; of the last vector of a row, if it is
@@ -68,6 +71,16 @@ private struct Panel<W: Words> {
             }
             a += 4 &* aWord
             b += ldb
+        }
+        if let rounded {
+            for i in 0..<rows {
+                for j in 0..<vectors {
+                    store(
+                        toBF16(sums[unchecked: i &* vectors &+ j]), rounded + (row &+ i) &* ldrounded,
+                        Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+                }
+            }
+            return
         }
         for i in 0..<rows {
             for j in 0..<vectors {
@@ -129,31 +142,35 @@ private struct Scratch {
     let b, a, total: Int
     /// Words that are packed at a time.
     let words: Int
-    /// Rows of `c` in scratch, where `c` itself cannot hold sums; 0 where it can.
+    /// Of the sums, where `c` cannot hold them from one part of k to the next; else 0.
     let ldc: Int
 
-    init<W: Words>(_: W.Type, m: Int, n: Int, k: Int, _ formatOfC: shims_format) {
+    init<W: Words>(_: W.Type, m: Int, n: Int, k: Int, _ formatOfC: shims_format, readsA: Bool) {
         let (rows, columns) = ((m &+ 15) & ~15, (n &+ 15) & ~15)
         // Nearly equal parts, in whole vectors.
         let all = (k &+ W.elements &- 1) / W.elements
         let parts = max(1, (all &+ mostWords &- 1) / mostWords)
         words = ((all &+ parts &- 1) / parts &+ 15) & ~15
         b = columns &* words
-        a = rows &* words
-        ldc = formatOfC.rawValue == SHIMS_F32.rawValue ? 0 : columns
+        a = readsA ? 0 : rows &* words
+        ldc = formatOfC.rawValue == SHIMS_F32.rawValue || parts == 1 ? 0 : columns
         total = b &+ a &+ m &* ldc
     }
 }
 
 /// The floats of scratch memory that a product needs.
 func matrixProductScratch(
-    _ m: Int64, _ n: Int64, _ k: Int64, _ formatOfC: shims_format, _ arithmetic: shims_format
+    _ m: Int64, _ n: Int64, _ k: Int64, _ formatOfC: shims_format, _ arithmetic: shims_format,
+    _ a: UnsafePointer<shims_matrix>?
 ) -> Int64 {
     let (m, n, k) = (Int(m), Int(n), Int(k))
+    let factor = a.map { Factor(rows: $0.pointee) }
     if arithmetic.rawValue == SHIMS_BF16.rawValue {
-        return Int64(Scratch(PairWords.self, m: m, n: n, k: k, formatOfC).total)
+        let readsA = factor?.isLines(of: PairWords.self, count: k) ?? false
+        return Int64(Scratch(PairWords.self, m: m, n: n, k: k, formatOfC, readsA: readsA).total)
     }
-    return Int64(Scratch(SingleWords.self, m: m, n: n, k: k, formatOfC).total)
+    let readsA = factor?.isLines(of: SingleWords.self, count: k) ?? false
+    return Int64(Scratch(SingleWords.self, m: m, n: n, k: k, formatOfC, readsA: readsA).total)
 }
 
 /// `c[i][j] (+)=` the sum over p of `a[i][p] * b[p][j]`: one chain of multiply-adds per element in order of p, `c` or
@@ -169,18 +186,14 @@ func matrixProduct(_ product: UnsafePointer<shims_product>, _ scratch: UnsafeMut
 @inline(never)
 private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: UnsafeMutablePointer<Float>) {
     let (m, n, k) = (Int(product.m), Int(product.n), Int(product.k))
-    let a = Factor(
-        address: product.a.address, format: product.a.format, line: Int(product.a.row), along: Int(product.a.column))
-    let b = Factor(
-        address: product.b.address, format: product.b.format, line: Int(product.b.column), along: Int(product.b.row))
-    let places = Scratch(W.self, m: m, n: n, k: k, product.c_format)
+    let (a, b) = (Factor(rows: product.a), Factor(columns: product.b))
+    let readsA = a.isLines(of: W.self, count: k)
+    let places = Scratch(W.self, m: m, n: n, k: k, product.c_format, readsA: readsA)
     let (packedA, packedB) = (scratch + places.b, scratch)
-    let sums =
-        places.ldc == 0
-        ? product.c.assumingMemoryBound(to: Float.self) : scratch + (places.b &+ places.a)
-    let ldc = places.ldc == 0 ? Int(product.ldc) : places.ldc
-
-    let readsA = a.along == 1 && a.holds(W.self, count: k)
+    let isRounded = product.c_format.rawValue != SHIMS_F32.rawValue
+    let halves = product.c.assumingMemoryBound(to: UInt16.self)
+    let sums = isRounded ? scratch + (places.b &+ places.a) : product.c.assumingMemoryBound(to: Float.self)
+    let ldc = isRounded ? places.ldc : Int(product.ldc)
     var first = 0
     repeat {
         let end = min(k, first &+ places.words &* W.elements)
@@ -202,15 +215,11 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
             let panel = Panel<W>(
                 c: sums + column, ldc: ldc, a: aAddress, aRow: aRow, b: UnsafePointer(packedB + column &* words),
                 ldb: isWide ? panelColumns : 16, rows: m, words: words, bias: product.bias.map { $0 + column },
+                rounded: isRounded && end == k ? halves + column : nil, ldrounded: Int(product.ldc),
                 accumulate: product.accumulate != 0 || first > 0)
             if isWide { panel.computeWide() } else { panel.computeNarrow(lanes: width) }
             column &+= width
         }
         first = end
     } while first < k
-    guard places.ldc > 0 else { return }
-    let out = product.c.assumingMemoryBound(to: UInt16.self)
-    for row in 0..<m {
-        fromF32(out + row &* Int(product.ldc), product.c_format, sums + row &* ldc, Int64(n))
-    }
 }

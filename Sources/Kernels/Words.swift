@@ -176,13 +176,25 @@ struct Factor {
     let line, along: Int
 
     @inline(always)
+    init(rows matrix: shims_matrix) {
+        (address, format) = (matrix.address, matrix.format)
+        (line, along) = (Int(matrix.row), Int(matrix.column))
+    }
+
+    @inline(always)
+    init(columns matrix: shims_matrix) {
+        (address, format) = (matrix.address, matrix.format)
+        (line, along) = (Int(matrix.column), Int(matrix.row))
+    }
+
+    @inline(always)
     private var isBF16: Bool { format.rawValue == SHIMS_BF16.rawValue }
 
-    /// Whether its words can be read where they are, given the number of elements along k.
+    /// Whether its lines, of `count` elements, are words next to each other as they are.
     @inline(always)
-    func holds<W: Words>(_: W.Type, count: Int) -> Bool {
-        guard format.rawValue == W.format.rawValue else { return false }
-        return W.elements == 1 || (along == 1 && line % W.elements == 0 && count % W.elements == 0)
+    func isLines<W: Words>(of _: W.Type, count: Int) -> Bool {
+        along == 1 && line > 0 && format.rawValue == W.format.rawValue && line % W.elements == 0
+            && count % W.elements == 0
     }
 
     /// Copies the elements `first ..< end` of `lines` lines as words into panels of `width` lines that follow each other, and

@@ -55,7 +55,8 @@ final class MatrixTests: KernelTestCase {
             let scratch = Buffer<Float>(
                 repeating: unread,
                 count: Int(
-                    build.kernels.matrix_product_scratch(product.m, product.n, product.k, format, arithmetic)))
+                    build.kernels.matrix_product_scratch(
+                        product.m, product.n, product.k, format, arithmetic, &product.a)))
             build.kernels.matrix_product(&product, scratch.pointer)
         }
 

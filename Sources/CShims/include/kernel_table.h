@@ -41,7 +41,7 @@ typedef struct shims_matrix {
     shims_format format;
 } shims_matrix;
 
-/* c [m, n] (+)= a [m, k] b [k, n] (+ bias [n]). c is contiguous along its rows; only one in F32 can be added to, and
+/* c [m, n] (+)= a [m, k] b [k, n] (+ bias [n]). c, in F32 or BF16, is contiguous along its rows; only one in F32 can be added to, and
  * then there is no bias.
  * arithmetic F32: operands are multiplied as floats. BF16: they are rounded to bfloat16, and their exact products are
  * added to float sums, of every pair along k that begins at a multiple of 2 the second before the first. */
@@ -144,10 +144,11 @@ typedef struct shims_kernel_table {
     /* --- matrix products ---------------------------------------------------------------------------------- */
     /* One chain of (fused, where the instruction set has it) multiply-adds per element of c, in order of k, c or the
      * bias loaded first. So an element's bits do not depend on m, n or how a product over k is cut into calls that
-     * accumulate; with arithmetic in pairs, at multiples of 2. scratch holds as many floats as the second says. */
+     * accumulate; with arithmetic in pairs, at multiples of 2. scratch holds as many floats as the second says, for the a that is
+     * given, or for any. */
     void (*_Nonnull matrix_product)(const shims_product *_Nonnull product, float *_Nonnull scratch);
     int64_t (*_Nonnull matrix_product_scratch)(int64_t m, int64_t n, int64_t k, shims_format c_format,
-                                               shims_format arithmetic);
+                                               shims_format arithmetic, const shims_matrix *_Nullable a);
 
     /* --- optimizers: one pass over n elements --------------------------------------------------------------- */
     /* buffer may be null where momentum is 0. */

@@ -14,19 +14,11 @@ extension Tensor {
             try castIntegers(x, out)
             return out
         }
-        let half = dtype == .float32 ? nil : try Tensor(uninitialized: layout)
-        try elementwise(elementCount) { start, count in
-            let wide = half.map { $0.floats + start } ?? (x.floats + start)
-            if dtype != .float32 {
-                Runtime.kernels.to_f32(
-                    wide, x.address.assumingMemoryBound(to: UInt16.self) + start, dtype.format, Int64(count))
-            }
-            if wanted == .float32 {
-                Runtime.kernels.add_scaled(out.floats + start, wide, SHIMS_F32, 1, Int64(count), 0)
-            } else {
-                Runtime.kernels.from_f32(
-                    out.address.assumingMemoryBound(to: UInt16.self) + start, wanted.format, wide, Int64(count))
-            }
+        if wanted == .float32 {
+            try elementwise(elementCount) { start, count in x.loadFloats(into: out.floats + start, start, count) }
+        } else {
+            let wide = try x.floatData()
+            try elementwise(elementCount) { start, count in out.storeFloats(wide.floats + start, start, count) }
         }
         return out.recorded("cast", from: [self]) { dy, gradients throws(GAError) in
             try gradients.pass(dy, to: 0)

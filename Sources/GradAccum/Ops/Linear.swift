@@ -12,11 +12,13 @@ extension Tensor {
         let b = try bias?.packedData()
         try layer.forward(out, x, w, b)
         func backward(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
+            // Rounded once for both products.
+            let factor = layer.compute == .float32 ? dy : try dy.cast(to: layer.compute)
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
-                try layer.inputGradient(dx, dy, w, accumulate)
+                try layer.inputGradient(dx, factor, w, accumulate)
             }
             try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
-                try layer.weightGradient(dw, dy, x, accumulate)
+                try layer.weightGradient(dw, factor, x, accumulate)
             }
             guard bias != nil else { return }
             try gradients.add(to: 2) { (db, accumulate) throws(GAError) in

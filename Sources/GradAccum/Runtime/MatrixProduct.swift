@@ -104,7 +104,7 @@ struct MatrixProduct {
         }
         try Runtime.parallel(
             tiles: rows.count * columns.count,
-            scratch: part(rows: rows.count(0), columns: columns.count(0)).scratch(for: c.dtype)
+            scratch: part(rows: rows.count(0), columns: columns.count(0)).scratch(for: c.dtype, a)
         ) { tile, scratch in
             let (i, j) = (tile % rows.count, tile / rows.count)
             let (row, column) = (rows.start(i), columns.start(j))
@@ -135,8 +135,13 @@ struct MatrixProduct {
         Runtime.kernels.matrix_product(&product, scratch)
     }
 
-    /// The floats of scratch memory that ``runAlone(_:_:_:_:)`` needs for a result of this type.
-    func scratch(for c: DType = .float32) -> Int {
-        Int(Runtime.kernels.matrix_product_scratch(Int64(m), Int64(n), Int64(k), c.format, arithmetic.format))
+    /// The floats of scratch memory that ``runAlone(_:_:_:_:)`` needs for a result of this type, and for this first factor
+    /// or any.
+    func scratch(for c: DType = .float32, _ a: Matrix? = nil) -> Int {
+        func floats(_ a: UnsafePointer<shims_matrix>?) -> Int {
+            Int(Runtime.kernels.matrix_product_scratch(Int64(m), Int64(n), Int64(k), c.format, arithmetic.format, a))
+        }
+        guard let a else { return floats(nil) }
+        return withUnsafePointer(to: a.operand) { floats($0) }
     }
 }
