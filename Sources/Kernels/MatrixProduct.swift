@@ -19,6 +19,14 @@ private func zeroSums() -> Sums {
     ]
 }
 
+extension Lanes {
+    /// The lanes of a vector of which `lanes` matter, all if that is 16.
+    @inline(always)
+    fileprivate init(first: Int, of lanes: Int) {
+        self = lanes == 16 ? Lanes(first: first) : Lanes(first: first, end: first &+ lanes)
+    }
+}
+
 /// Some columns of a product over some words of k, with `b` packed for them.
 private struct Panel<W: Words> {
     var c: UnsafeMutablePointer<Float>
@@ -49,12 +57,12 @@ private struct Panel<W: Words> {
             for i in 0..<rows {
                 for j in 0..<vectors {
                     sums[unchecked: i &* vectors &+ j] = load(
-                        c + i &* ldc, Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+                        c + i &* ldc, Lanes(first: j &* 16, of: lanes))
                 }
             }
         } else if let bias {
             for j in 0..<vectors {
-                let start = load(bias, Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+                let start = load(bias, Lanes(first: j &* 16, of: lanes))
                 for i in 0..<rows { sums[unchecked: i &* vectors &+ j] = start }
             }
         }
@@ -73,20 +81,25 @@ private struct Panel<W: Words> {
             b += ldb
         }
         if let rounded {
-            for i in 0..<rows {
-                for j in 0..<vectors {
-                    store(
-                        toBF16(sums[unchecked: i &* vectors &+ j]), rounded + (row &+ i) &* ldrounded,
-                        Lanes(first: j &* 16, end: j &* 16 &+ lanes))
-                }
-            }
+            round(sums, rounded + row &* ldrounded, rows: rows, vectors: vectors, lanes: lanes)
             return
         }
         for i in 0..<rows {
             for j in 0..<vectors {
                 store(
                     sums[unchecked: i &* vectors &+ j], c + i &* ldc,
-                    Lanes(first: j &* 16, end: j &* 16 &+ lanes))
+                    Lanes(first: j &* 16, of: lanes))
+            }
+        }
+    }
+
+    /// Stores sums in bfloat16. Not inlined: what calls it is as large as the compiler optimises well.
+    @inline(never)
+    private func round(_ sums: Sums, _ out: UnsafeMutablePointer<UInt16>, rows: Int, vectors: Int, lanes: Int) {
+        for i in 0..<rows {
+            for j in 0..<vectors {
+                store(
+                    toBF16(sums[unchecked: i &* vectors &+ j]), out + i &* ldrounded, Lanes(first: j &* 16, of: lanes))
             }
         }
     }
@@ -97,9 +110,7 @@ private struct Panel<W: Words> {
 
     /// Computes all rows of one vector of columns, or of the first `lanes` of it.
     @inline(never)
-    func computeNarrow(lanes: Int) {
-        if lanes == 16 { compute(vectors: 1, lanes: 16) } else { compute(vectors: 1, lanes: lanes) }
-    }
+    func computeNarrow(lanes: Int) { compute(vectors: 1, lanes: lanes) }
 
     @inline(always)
     private func compute(vectors: Int, lanes: Int) {
@@ -111,7 +122,7 @@ private struct Panel<W: Words> {
         while row < rows {
             let panel = row &+ panelRows <= rows ? panelRows : 16
             compute(
-                from: row, to: min(row &+ panel, rows), vectors: vectors, lanes: lanes, a + 4 &* row &* words, aRow: 1,
+                from: row, to: row &+ panel < rows ? row &+ panel : rows, vectors: vectors, lanes: lanes, a + 4 &* row &* words, aRow: 1,
                 aWord: panel)
             row &+= panel
         }
@@ -149,7 +160,7 @@ private struct Scratch {
         let (rows, columns) = ((m &+ 15) & ~15, (n &+ 15) & ~15)
         // Nearly equal parts, in whole vectors.
         let all = (k &+ W.elements &- 1) / W.elements
-        let parts = max(1, (all &+ mostWords &- 1) / mostWords)
+        let parts = all == 0 ? 1 : (all &+ mostWords &- 1) / mostWords
         words = ((all &+ parts &- 1) / parts &+ 15) & ~15
         b = columns &* words
         a = readsA ? 0 : rows &* words
@@ -196,7 +207,8 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
     let ldc = isRounded ? places.ldc : Int(product.ldc)
     var first = 0
     repeat {
-        let end = min(k, first &+ places.words &* W.elements)
+        let next = first &+ places.words &* W.elements
+        let end = next < k ? next : k
         let words = (end &- first &+ W.elements &- 1) / W.elements
         var (aAddress, aRow) = (UnsafeRawPointer(packedA), 0)
         if readsA {
@@ -211,7 +223,7 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
         var column = 0
         while column < n {
             let isWide = column &+ panelColumns <= n
-            let width = isWide ? panelColumns : min(16, n &- column)
+            let width = isWide ? panelColumns : n &- column < 16 ? n &- column : 16
             let panel = Panel<W>(
                 c: sums + column, ldc: ldc, a: aAddress, aRow: aRow, b: UnsafePointer(packedB + column &* words),
                 ldb: isWide ? panelColumns : 16, rows: m, words: words, bias: product.bias.map { $0 + column },
