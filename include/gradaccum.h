@@ -440,9 +440,10 @@ void ga_accumulator_free(ga_accumulator *accumulator);
  * The graph is used up: a loss is accumulated once.
  * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a bad weight, for a loss that depends on no
  * parameter or on one of no or of another accumulator; NON_FINITE if the loss is; STATE if the graph is used
- * up, if a parameter has changed since the forward pass, or if the loss was made by a mean (ga_mean or a
- * GA_REDUCTION_MEAN) and the option says sum. The window is then as it was. The exception is OUT_OF_MEMORY in
- * the middle of backward: gradients are added in place, so the window is broken until ga_zero().
+ * up, if elements that a gradient is made from, such as a parameter's, have changed since the forward pass, or
+ * if the loss was made by a mean (ga_mean or a GA_REDUCTION_MEAN) and the option says sum. The window is then as
+ * it was. The exception is OUT_OF_MEMORY in the middle of backward: gradients are added in place, so the window
+ * is broken until ga_zero().
  */
 ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, double weight);
 

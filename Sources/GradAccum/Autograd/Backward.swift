@@ -14,7 +14,11 @@ struct Graph {
     /// place is the same for every split.
     init(of loss: Tensor, into sink: GradientSink) throws(GAError) {
         let pass = Node.nextNumber()
-        nodes = [Node("loss", [loss], loss) { dy, gradients throws(GAError) in try gradients.pass(dy, to: 0) }]
+        nodes = [
+            Node("loss", from: [loss], reading: [], loss) { dy, gradients throws(GAError) in
+                try gradients.pass(dy, to: 0)
+            }
+        ]
         nodes[0].pass = pass
         var found = 0
         var inputCount = 0
@@ -24,7 +28,7 @@ struct Graph {
             try node.requireUsable()
             inputCount += node.inputs.count
             for input in node.inputs {
-                guard let next = input.producer, next.pass != pass else { continue }
+                guard let next = input.node, next.pass != pass else { continue }
                 next.pass = pass
                 nodes.append(next)
             }
@@ -41,12 +45,11 @@ struct Graph {
             route -= node.inputs.count
             firstRoutes[index] = route
             for (number, input) in node.inputs.enumerated() {
-                if input.producer != nil {
+                if input.node != nil {
                     routes[route + number] = .node
-                } else if input.isGradientLeaf {
-                    let root = input.root
-                    let use = uses[ObjectIdentifier(root), default: LeafUses()].add(byRows: node.addsByRows(to: number))
-                    if use == 0 { leaves.append(root) }
+                } else if let leaf = input.leaf {
+                    let use = uses[ObjectIdentifier(leaf), default: LeafUses()].add(byRows: node.addsByRows(to: number))
+                    if use == 0 { leaves.append(leaf) }
                     routes[route + number] = .leaf(use: use)
                 }
             }

@@ -15,7 +15,8 @@ public func checkpoint(
     let recorded = activations + uses.map(\.leaf)
     let compute = Compute.dtype
     let byRows = uses.indices.filter { uses[$0].isByRows }.map { activations.count + $0 }
-    return out.recorded("checkpoint", from: recorded) { dy, gradients throws(GAError) in
+    let read = sources + uses.map(\.leaf)
+    return out.recorded("checkpoint", from: recorded, reading: read) { dy, gradients throws(GAError) in
         let again = try Compute.with(compute) { () throws(GAError) in
             try Recording.on { () throws(GAError) in try BlockRun(sources, block) }
         }
@@ -72,8 +73,8 @@ private struct BlockRun {
     func leafUses() throws(GAError) -> [LeafUse] {
         var nodes: [Node] = []
         var seen: Set<ObjectIdentifier> = []
-        var open = [result]
-        while let node = open.popLast()?.root.node {
+        var open = result.producer.map { [$0] } ?? []
+        while let node = open.popLast() {
             guard seen.insert(ObjectIdentifier(node)).inserted else { continue }
             guard node.sequence > start else {
                 throw GAError(
@@ -82,14 +83,15 @@ private struct BlockRun {
                         + "inputs: pass it as one")
             }
             nodes.append(node)
-            open += node.inputs.filter(\.isActivation)
+            open += node.inputs.compactMap(\.node)
         }
         nodes.sort { $0.sequence < $1.sequence }
         let own = Set(standIns.map(ObjectIdentifier.init))
         return nodes.flatMap { node in
-            node.inputs.enumerated()
-                .filter { $1.isGradientLeaf && !own.contains(ObjectIdentifier($1.root)) }
-                .map { LeafUse(leaf: $1.root, isByRows: node.addsByRows(to: $0)) }
+            node.inputs.enumerated().compactMap { number, input -> LeafUse? in
+                guard let leaf = input.leaf, !own.contains(ObjectIdentifier(leaf)) else { return nil }
+                return LeafUse(leaf: leaf, isByRows: node.addsByRows(to: number))
+            }
         }
     }
 }

@@ -44,13 +44,13 @@ extension Tensor {
 /// Destinations are contiguous in the shape of the input, and loaded first when something is there already. For a leaf
 /// this is its accumulator itself, so a kernel that adds sample after sample extends one chain over all micro-batches.
 struct Gradients {
-    private let inputs: [Tensor]
+    private let inputs: [Edge]
     private let routes: [GradientRoute]
     private let firstRoute: Int
     private let sink: GradientSink
 
     /// `routes`: those of all operations of a graph, with the ones of `inputs` from `firstRoute` on.
-    init(_ inputs: [Tensor], _ routes: [GradientRoute], from firstRoute: Int, _ sink: GradientSink) {
+    init(_ inputs: [Edge], _ routes: [GradientRoute], from firstRoute: Int, _ sink: GradientSink) {
         self.inputs = inputs
         self.routes = routes
         self.firstRoute = firstRoute
@@ -72,14 +72,15 @@ struct Gradients {
         guard needed(input) else { return }
         let x = inputs[input]
         let (view, accumulate) = try open(input, zeroed: zeroed)
-        guard !x.isContiguous else { return try body(view, accumulate) }
-        let temporary = try Tensor(uninitialized: x.layout)
+        let (layout, strides) = (x.layout, x.layout.strides)
+        guard !layout.isContiguous else { return try body(view, accumulate) }
+        let temporary = try Tensor(uninitialized: layout)
         if accumulate != 0 {
-            try StridedCopy(x.shape, from: x.strides, to: temporary.strides, elementBytes: 4)
+            try StridedCopy(layout.shape, from: strides, to: temporary.strides, elementBytes: 4)
                 .run(from: view, to: temporary.floats)
         }
         try body(temporary.floats, accumulate)
-        try StridedCopy(x.shape, from: temporary.strides, to: x.strides, elementBytes: 4)
+        try StridedCopy(layout.shape, from: temporary.strides, to: strides, elementBytes: 4)
             .run(from: temporary.floats, to: view)
     }
 
@@ -92,7 +93,7 @@ struct Gradients {
     /// The sums by rows that the gradient of a leaf goes to, if it does.
     func rows(of input: Int) throws(GAError) -> RowGradients? {
         guard case .leaf(let use) = route(input),
-            case .rows(let rows) = try sink.place(of: inputs[input].root, use: use)
+            case .rows(let rows) = try sink.place(of: inputs[input].leaf!, use: use)
         else { return nil }
         return rows
     }
@@ -100,10 +101,9 @@ struct Gradients {
     /// The gradient of a needed contiguous input as a place to add to: that of the leaf's use, if it is one.
     func place(of input: Int) throws(GAError) -> GradientPlace {
         let x = inputs[input]
-        if case .leaf(let use) = route(input) { return try sink.place(of: x.root, use: use) }
+        if case .leaf(let use) = route(input) { return try sink.place(of: x.leaf!, use: use) }
         let (_, accumulate) = try open(input, zeroed: false)
-        let offset = x.offset - x.root.offset
-        let view = Tensor(x.root.node!.gradient!.storage, .float32, x.layout, offset: offset)
+        let view = Tensor(x.node!.gradient!.storage, .float32, x.layout, offset: x.offset)
         return .dense(GradientBuffer(view, isEmpty: accumulate == 0))
     }
 
@@ -111,7 +111,7 @@ struct Gradients {
     func pass(_ gradient: Tensor, to input: Int) throws(GAError) {
         guard needed(input) else { return }
         let x = inputs[input]
-        if case .node = route(input), let node = x.node, node.gradient == nil {
+        if case .node = route(input), let node = x.node, x.layout === node.layout, node.gradient == nil {
             node.gradient = gradient
             return
         }
@@ -125,24 +125,23 @@ struct Gradients {
     /// The gradient of a needed input in its root's gradient, and 1 if it has a value to add to.
     private func open(_ input: Int, zeroed: Bool) throws(GAError) -> (UnsafeMutablePointer<Float>, Int32) {
         let x = inputs[input]
-        let root = x.root
-        let isPartial = zeroed || x.elementCount != root.elementCount
+        let isPartial = zeroed || x.layout.elementCount != x.rootLayout.elementCount
         let whole: Tensor
         var isEmpty = false
         if case .leaf(let use) = route(input) {
-            guard case .dense(let buffer) = try sink.place(of: root, use: use) else {
+            guard case .dense(let buffer) = try sink.place(of: x.leaf!, use: use) else {
                 throw GAError(.internal, "backward: a gradient by rows went to an operation that adds to all of them")
             }
             isEmpty = buffer.isEmpty
             buffer.isEmpty = false
             whole = buffer.tensor
         } else {
-            let node = root.node!
+            let node = x.node!
             var gradient = node.gradient
             node.gradient = nil
             if gradient == nil {
                 isEmpty = true
-                whole = try Tensor(uninitialized: root.layout)
+                whole = try Tensor(uninitialized: node.layout)
             } else if isKnownUniquelyReferenced(&gradient) {
                 whole = gradient!
             } else {
@@ -152,7 +151,7 @@ struct Gradients {
             node.gradient = whole
         }
         if isEmpty && isPartial { try fillZeros(whole.floats, whole.elementCount) }
-        return (whole.floats + (x.offset - root.offset), isEmpty && !isPartial ? 0 : 1)
+        return (whole.floats + x.offset, isEmpty && !isPartial ? 0 : 1)
     }
 
     private func copy(_ gradient: Tensor) throws(GAError) -> Tensor {

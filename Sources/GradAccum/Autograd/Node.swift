@@ -13,7 +13,9 @@ final class Node {
     let layout: Layout
     /// Whether the output is a mean over samples, which must not be mistaken for a sum.
     let isMean: Bool
-    private(set) var inputs: [Tensor]
+    private(set) var inputs: [Edge]
+    /// The tensors whose elements the backward function reads.
+    private var operands: [Tensor]
     /// Of which roots the operation adds to few rows, and can add to ``RowGradients``.
     private var inputsByRows: [Int] = []
     private var backward: Backward?
@@ -29,24 +31,25 @@ final class Node {
     static func nextNumber() -> UInt64 { counter.add(1, ordering: .relaxed).oldValue }
 
     init(
-        _ operation: StaticString, _ inputs: [Tensor], _ output: Tensor, isMean: Bool = false,
-        backward: @escaping Backward
+        _ operation: StaticString, from inputs: [Tensor], reading operands: [Tensor], _ output: Tensor,
+        isMean: Bool = false, backward: @escaping Backward
     ) {
         self.operation = operation
-        self.inputs = inputs
+        self.inputs = inputs.map { Edge(to: $0) }
+        self.operands = operands
         self.isMean = isMean
         self.backward = backward
         layout = output.layout
         sequence = Node.nextNumber()
     }
 
-    /// Errors: `state` if the node is used up or an input has been written to since it was read.
+    /// Errors: `state` if the node is used up or an operand has been written to since it was read.
     func requireUsable() throws(GAError) {
         guard backward != nil else { throw usedUp }
-        for input in inputs where input.storage.lastWrite > sequence {
+        for operand in operands where operand.storage.lastWrite > sequence {
             throw GAError(
                 .state,
-                "\(input.label), read by \(operation), has changed since the forward pass: compute the loss anew")
+                "\(operand.label), read by \(operation), has changed since the forward pass: compute the loss anew")
         }
     }
 
@@ -69,6 +72,7 @@ final class Node {
         let (inputs, backward, dy) = (inputs, backward, gradient)
         gradient = nil
         self.inputs = []
+        operands = []
         self.backward = nil
         guard let backward else { throw usedUp }
         // No element, no gradient; a destination that is not written to must not count as written.
@@ -79,9 +83,11 @@ final class Node {
     deinit {
         guard !inputs.isEmpty || backward != nil else { return }
         Trash.empty { trash in
-            trash.tensors.append(contentsOf: inputs)
+            trash.edges.append(contentsOf: inputs)
+            trash.tensors.append(contentsOf: operands)
             trash.closures.append(backward)
             inputs = []
+            operands = []
             backward = nil
         }
     }
@@ -92,6 +98,7 @@ final class Node {
 /// Freeing it can free further nodes, down a chain as long as the graph is deep; a list per thread makes a loop of
 /// what would be a recursion.
 private final class Trash {
+    var edges: [Edge] = []
     var tensors: [Tensor] = []
     var closures: [Node.Backward?] = []
 
@@ -105,10 +112,11 @@ private final class Trash {
         let trash = Trash()
         shims_set_thread_slot(slot, Unmanaged.passUnretained(trash).toOpaque())
         fill(trash)
-        while trash.popTensor() || trash.popClosure() {}
+        while trash.popEdge() || trash.popTensor() || trash.popClosure() {}
         shims_set_thread_slot(slot, nil)
     }
 
+    private func popEdge() -> Bool { edges.popLast() != nil }
     private func popTensor() -> Bool { tensors.popLast() != nil }
     private func popClosure() -> Bool { closures.popLast() != nil }
 }

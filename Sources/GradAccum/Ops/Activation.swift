@@ -25,7 +25,7 @@ extension Tensor {
             Runtime.kernels.unary(op, values, values, Int64(count))
             out.storeFloats(values, start, count)
         }
-        return out.recorded(name, from: [self]) { dy, gradients throws(GAError) in
+        return out.recorded(name, from: [self], reading: [x]) { dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try x.forEachPiece { start, count, values in
                     Runtime.kernels.unary_gradient(

@@ -16,46 +16,56 @@ private func binary(_ op: shims_binary, _ name: StaticString, _ a: Tensor, _ b: 
     try a.requireFloat(name, "a")
     try b.requireFloat(name, "b")
     let layout = try Layout.broadcast(a.layout, b.layout, name)
+    let (left, right) = (try a.floatData(), try b.floatData())
     var out = try Tensor(uninitialized: layout)
-    let operation = BinaryOperation(op, name, layout, try a.floatData(), try b.floatData())
-    try operation.forward(out.floats)
+    let runs = Runs(layout, left.layout, right.layout)
+    let (y, x1, x2) = (out.floats, left.floats, right.floats)
+    try runs.forEach { position, offsetA, offsetB, count in
+        Runtime.kernels.binary(
+            op, y + position, x1 + offsetA, Int64(runs.innerA), x2 + offsetB, Int64(runs.innerB), Int64(count))
+    }
     if a.dtype == .bfloat16 && b.dtype == .bfloat16 { out = try out.cast(to: .bfloat16) }
-    return out.recorded(name, from: [a, b]) { dy, gradients throws(GAError) in
-        for side in 0..<2 where gradients.needed(side) { try operation.backward(dy, gradients, side) }
+    // A sum's gradient reads no operand, a product's the other one, and a quotient's the divisor in any case.
+    let isSum = op == SHIMS_ADD || op == SHIMS_SUBTRACT
+    let readsLeft = !isSum && b.requiresGrad
+    let readsRight = !isSum && (op == SHIMS_DIVIDE || a.requiresGrad)
+    let derivative = BinaryDerivative(
+        op, layout, left.layout, right.layout, readsLeft ? left : nil, readsRight ? right : nil)
+    return out.recorded(name, from: [a, b], reading: derivative.operands) { dy, gradients throws(GAError) in
+        for side in 0..<2 where gradients.needed(side) { try derivative.add(dy, gradients, side) }
     }
 }
 
-/// What forward and backward of one operation share: an object, so that the closure that is recorded holds nothing else.
-private final class BinaryOperation {
+/// What the gradient of one operation is made from: an object, so that the closure that is recorded holds nothing else.
+private final class BinaryDerivative {
     private let op: shims_binary
-    private let name: StaticString
     private let layout: Layout
-    private let left: Tensor
-    private let right: Tensor
+    private let leftLayout: Layout
+    private let rightLayout: Layout
+    private let left: Tensor?
+    private let right: Tensor?
 
-    /// On contiguous operands whose shapes broadcast to the one of `layout`.
-    init(_ op: shims_binary, _ name: StaticString, _ layout: Layout, _ left: Tensor, _ right: Tensor) {
+    /// For contiguous operands whose shapes broadcast to the one of `layout`, without those that no gradient is made from.
+    init(
+        _ op: shims_binary, _ layout: Layout, _ leftLayout: Layout, _ rightLayout: Layout, _ left: Tensor?,
+        _ right: Tensor?
+    ) {
         self.op = op
-        self.name = name
         self.layout = layout
+        self.leftLayout = leftLayout
+        self.rightLayout = rightLayout
         self.left = left
         self.right = right
     }
 
-    private var runs: Runs { Runs(layout, left.layout, right.layout) }
-
-    func forward(_ out: UnsafeMutablePointer<Float>) throws(GAError) {
-        let (runs, left, right) = (runs, left.floats, right.floats)
-        try runs.forEach { position, offsetA, offsetB, count in
-            Runtime.kernels.binary(
-                op, out + position, left + offsetA, Int64(runs.innerA), right + offsetB, Int64(runs.innerB),
-                Int64(count))
-        }
+    var operands: [Tensor] {
+        if let left, let right { return [left, right] }
+        return (left ?? right).map { [$0] } ?? []
     }
 
     /// Adds the gradient of operand 0 or 1, which is needed.
-    func backward(_ dy: Tensor, _ gradients: Gradients, _ side: Int) throws(GAError) {
-        let target = side == 0 ? left.layout : right.layout
+    func add(_ dy: Tensor, _ gradients: Gradients, _ side: Int) throws(GAError) {
+        let target = side == 0 ? leftLayout : rightLayout
         let isPlain = op == SHIMS_ADD || (op == SHIMS_SUBTRACT && side == 0)
         // A leaf with a leading 1 meets one sample as it meets many: summed over the sample axis.
         let isSummed = !target.hasShape(of: layout) || (gradients.isLeaf(side) && layout.shape.first == 1)
@@ -78,11 +88,15 @@ private final class BinaryOperation {
     private func write(
         _ out: UnsafeMutablePointer<Float>, _ dy: Tensor, _ side: Int, _ accumulate: Int32
     ) throws(GAError) {
-        let (runs, left, right, dy) = (runs, left.floats, right.floats, dy.floats)
+        let (runs, left, right, dy) = (Runs(layout, leftLayout, rightLayout), left?.floats, right?.floats, dy.floats)
+        let (stepA, stepB) = (left == nil ? 1 : runs.innerA, right == nil ? 1 : runs.innerB)
         try runs.forEach { position, offsetA, offsetB, count in
+            // The kernel reads an operand that is not there as well, and makes nothing of it.
+            let dy = dy + position
+            let a = left.map { $0 + offsetA } ?? dy
+            let b = right.map { $0 + offsetB } ?? dy
             Runtime.kernels.binary_gradient(
-                op, Int32(side), out + position, dy + position, left + offsetA, Int64(runs.innerA), right + offsetB,
-                Int64(runs.innerB), Int64(count), accumulate)
+                op, Int32(side), out + position, dy, a, Int64(stepA), b, Int64(stepB), Int64(count), accumulate)
         }
     }
 }

@@ -32,7 +32,9 @@ extension Tensor {
         let result = out.detached()
         let inputs = [self, k, v]
         let inPlace = zip(inputs, operands).allSatisfy { $0 === $1 }
-        return out.recorded("causal_attention", from: inputs) { dy, gradients throws(GAError) in
+        let layout = layout
+        return out.recorded("causal_attention", from: inputs, reading: operands + [result]) {
+            dy, gradients throws(GAError) in
             func run(_ dq: Heads, _ dk: Heads, _ dv: Heads) throws(GAError) {
                 try attention.backward(
                     dq, dk, dv, Heads(query), Heads(key), Heads(value), Heads(result), Heads(dy), logSumExp.floats)
@@ -44,7 +46,7 @@ extension Tensor {
                 try run(dq, dk, dv)
                 return
             }
-            let scratch = try inputs.map { (input) throws(GAError) in try Tensor.zeros(input.shape) }
+            let scratch = try (0..<3).map { (_) throws(GAError) in try Tensor.zeros(layout.shape) }
             try run(Heads(scratch[0]), Heads(scratch[1]), Heads(scratch[2]))
             for input in 0..<3 { try gradients.pass(scratch[input], to: input) }
         }

@@ -20,7 +20,7 @@ extension Tensor {
             let wide = try x.floatData()
             try elementwise(elementCount) { start, count in out.storeFloats(wide.floats + start, start, count) }
         }
-        return out.recorded("cast", from: [self]) { dy, gradients throws(GAError) in
+        return out.recorded("cast", from: [self], reading: []) { dy, gradients throws(GAError) in
             try gradients.pass(dy, to: 0)
         }
     }

@@ -22,7 +22,7 @@ extension Tensor {
         let logits = try packedData()
         let likelihood = try Likelihood(logits.shape, targets, ignoreIndex, reduction, "cross_entropy")
         let out = try likelihood.loss(logits)
-        return out.recorded("cross_entropy", from: [self], isMean: reduction == .mean) {
+        return out.recorded("cross_entropy", from: [self], reading: [logits], isMean: reduction == .mean) {
             dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try likelihood.gradient(dx, logits.floats, seed: dy.floats[0], accumulate)
@@ -47,7 +47,9 @@ extension Tensor {
             uninitialized: try layout.packed(lastSize: layer.n, "linear_cross_entropy"), layer.compute)
         try layer.forward(logits, x, w, nil)
         let out = try likelihood.loss(logits)
-        return out.recorded("linear_cross_entropy", from: [self, weight], isMean: reduction == .mean) {
+        return out.recorded(
+            "linear_cross_entropy", from: [self, weight], reading: [x, w], isMean: reduction == .mean
+        ) {
             dy, gradients throws(GAError) in
             try likelihood.gradient(inPlaceOf: logits, seed: dy.floats[0])
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in

@@ -17,7 +17,7 @@ extension Tensor {
             (out.floats + row * columns).update(from: table.floats + Int(index[row]) * columns, count: columns)
         }
         let firstRow = RowGradients.firstRow(of: self)
-        return out.recorded("embedding", from: [self]) { dy, gradients throws(GAError) in
+        return out.recorded("embedding", from: [self], reading: []) { dy, gradients throws(GAError) in
             let index = UnsafeBufferPointer(start: picked.address.assumingMemoryBound(to: Int64.self), count: rows)
             if let firstRow, let sums = try gradients.rows(of: 0) {
                 try sums.add(dy.floats, to: index, after: firstRow)

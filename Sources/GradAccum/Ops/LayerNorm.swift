@@ -42,7 +42,9 @@ extension Tensor {
         if let weight { inputs.append(weight) }
         if let bias { inputs.append(bias) }
         let biasInput = inputs.count - 1
-        return out.recorded("layer_norm", from: inputs) { dy, gradients throws(GAError) in
+        let (hasWeight, hasBias) = (weight != nil, bias != nil)
+        return out.recorded("layer_norm", from: inputs, reading: w.map { [source, $0] } ?? [source]) {
+            dy, gradients throws(GAError) in
             let x = try source.floatData()
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try Runtime.parallel(count: rows, grain: grain) { first, count in
@@ -52,7 +54,7 @@ extension Tensor {
                         Int64(columns), accumulate)
                 }
             }
-            if weight != nil {
+            if hasWeight {
                 try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
                     try Runtime.parallel(count: columns, grain: 64) { start, count in
                         Runtime.kernels.layer_norm_weight_gradient(
@@ -62,7 +64,7 @@ extension Tensor {
                     }
                 }
             }
-            if bias != nil {
+            if hasBias {
                 try gradients.add(to: biasInput) { (db, accumulate) throws(GAError) in
                     try sumRows(db, dy.floats, rows: rows, columns: columns, accumulate)
                 }

@@ -11,6 +11,7 @@ extension Tensor {
         let w = try weight.packedData()
         let b = try bias?.packedData()
         try layer.forward(out, x, w, b)
+        let hasBias = bias != nil
         func backward(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
             // Rounded once for both products.
             let factor = layer.compute == .float32 ? dy : try dy.cast(to: layer.compute)
@@ -20,12 +21,13 @@ extension Tensor {
             try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
                 try layer.weightGradient(dw, factor, x, accumulate)
             }
-            guard bias != nil else { return }
+            guard hasBias else { return }
             try gradients.add(to: 2) { (db, accumulate) throws(GAError) in
                 try sumRows(db, dy.floats, rows: layer.rows, columns: layer.n, accumulate)
             }
         }
-        return out.recorded("linear", from: bias.map { [self, weight, $0] } ?? [self, weight], backward)
+        let inputs = bias.map { [self, weight, $0] } ?? [self, weight]
+        return out.recorded("linear", from: inputs, reading: [x, w], backward)
     }
 }
 

@@ -18,7 +18,8 @@ extension Tensor {
                 a.floats + sample * perSample, b.floats + sample * perSample, Int64(perSample))
         }
         let out = try Tensor(loss: total / Double(divisor))
-        return out.recorded("mse", from: [self, target], isMean: reduction == .mean) { dy, gradients throws(GAError) in
+        return out.recorded("mse", from: [self, target], reading: [a, b], isMean: reduction == .mean) {
+            dy, gradients throws(GAError) in
             let scale = 2 * (dy.floats[0] / divisor)
             for (input, (x, y)) in [(a, b), (b, a)].enumerated() {
                 try gradients.add(to: input) { (out, accumulate) throws(GAError) in

@@ -13,7 +13,7 @@ public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
     let out = try Tensor(uninitialized: batch + [m, n], for: "matmul")
     let left = try a.packedData()
     let right = try b.packedData()
-    guard out.elementCount > 0 else { return out.recorded("matmul", from: [a, b]) { _, _ in } }
+    guard out.elementCount > 0 else { return out.recorded("matmul", from: [a, b], reading: []) { _, _ in } }
     let leftOffsets = batchOffsets(a, batch)
     let rightOffsets = batchOffsets(b, batch)
     try products(Array(0..<leftOffsets.count)) { (i, _) throws(GAError) in
@@ -21,7 +21,7 @@ public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
             Matrix(out.floats + i * m * n, row: n), Matrix(left.floats + leftOffsets[i], row: k),
             Matrix(right.floats + rightOffsets[i], row: n))
     }
-    return out.recorded("matmul", from: [a, b]) { dy, gradients throws(GAError) in
+    return out.recorded("matmul", from: [a, b], reading: [left, right]) { dy, gradients throws(GAError) in
         try gradients.add(to: 0) { (da, accumulate) throws(GAError) in
             try products(leftOffsets) { (i, first) throws(GAError) in
                 try MatrixProduct(m: m, n: k, k: n, accumulate: first ? accumulate : 1).run(

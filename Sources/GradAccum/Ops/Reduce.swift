@@ -40,7 +40,7 @@ extension Tensor {
                     SHIMS_DIVIDE, out.floats + start, out.floats + start, 1, &step, 0, Int64(count))
             }
         }
-        return out.recorded(name, from: [self], isMean: isMean && (rank == 0 || isReduced[0])) {
+        return out.recorded(name, from: [self], reading: [], isMean: isMean && (rank == 0 || isReduced[0])) {
             dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 let runs = Runs(layout, try Layout(packed: kept, name), layout)

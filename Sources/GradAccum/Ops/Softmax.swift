@@ -20,7 +20,7 @@ extension Tensor {
         }
         // The node must not hold its own output, or neither would ever be freed.
         let y = out.detached()
-        return out.recorded("softmax", from: [self]) { dy, gradients throws(GAError) in
+        return out.recorded("softmax", from: [self], reading: [y]) { dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try Runtime.parallel(count: rows, grain: grain) { first, count in
                     let start = first * columns

@@ -101,7 +101,7 @@ extension Tensor {
     func contiguous() throws(GAError) -> Tensor {
         if isContiguous { return self }
         let copy = try packedData()
-        return copy.recorded("contiguous", from: [self]) { dy, gradients throws(GAError) in
+        return copy.recorded("contiguous", from: [self], reading: []) { dy, gradients throws(GAError) in
             try gradients.pass(dy, to: 0)
         }
     }
