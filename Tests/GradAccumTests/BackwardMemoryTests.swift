@@ -35,6 +35,17 @@ final class BackwardMemoryTests: XCTestCase {
         XCTAssertLessThan(shallow, 2.1)
     }
 
+    func testACheckpointNeedsItsBlockAndOneGradient() throws {
+        let chain = try excess(10) { (x) throws(GAError) in
+            try checkpoint([x]) { (inputs) throws(GAError) in try inputs[0].gelu().gelu() }
+        }
+        XCTAssertLessThan(chain, 3.1)
+        let residual = try excess(10) { (x) throws(GAError) in
+            try checkpoint([x]) { (inputs) throws(GAError) in try inputs[0] + inputs[0].gelu().gelu() }
+        }
+        XCTAssertLessThan(residual, 4.1)
+    }
+
     /// The bytes, in tensors of 2 * `count` numbers, that a result of `x` [2, count] keeps until its backward pass.
     private func kept(_ operation: (Tensor) throws -> Tensor) throws -> Double {
         let gain = try Tensor([Float](repeating: 0.5, count: count), shape: [count])

@@ -111,6 +111,19 @@ final class CheckpointTests: XCTestCase {
         }
     }
 
+    func testAnInputMayBeBFloat16() throws {
+        let a = try leaf([1, 2, 3])
+        func gradient(checkpointing: Bool) throws -> [Float] {
+            let x = try (a * a).cast(to: .bfloat16)
+            let block: ([Tensor]) throws(GAError) -> Tensor = { (inputs) throws(GAError) in
+                try inputs[0].gelu() + inputs[0]
+            }
+            let y = try checkpointing ? checkpoint([x], block) : block([x])
+            return try y.sum().gradients(of: [a])[0].values()
+        }
+        XCTAssertEqual(try gradient(checkpointing: false), try gradient(checkpointing: true))
+    }
+
     func testTheBlockRunsAgainInTheTypeThatItFirstComputedIn() throws {
         var types: [DType] = []
         let a = try Tensor((0..<12).map { sinf(Float($0)) }, shape: [2, 6])

@@ -62,12 +62,12 @@ struct Graph {
     func backward(seed: Float, into sink: GradientSink) throws(GAError) {
         let gradient = try Tensor(uninitialized: nodes[0].layout)
         gradient.floats[0] = seed
-        try backward(gradient, into: sink)
+        try backward(consume gradient, into: sink)
     }
 
     /// As ``backward(seed:into:)``, for a result of any shape and its contiguous gradient.
-    func backward(_ gradient: Tensor, into sink: GradientSink) throws(GAError) {
-        nodes[0].gradient = gradient
+    func backward(_ gradient: consuming Tensor, into sink: GradientSink) throws(GAError) {
+        nodes[0].gradient = consume gradient
         do throws(GAError) {
             for index in nodes.indices { try nodes[index].run(routes, from: firstRoutes[index], sink) }
         } catch {

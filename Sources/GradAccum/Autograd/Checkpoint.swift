@@ -17,14 +17,10 @@ public func checkpoint(
     let byRows = uses.indices.filter { uses[$0].isByRows }.map { activations.count + $0 }
     let read = sources + uses.map(\.leaf)
     return out.recorded("checkpoint", from: recorded, reading: read) { dy, gradients throws(GAError) in
-        let again = try Compute.with(compute) { () throws(GAError) in
-            try Recording.on { () throws(GAError) in try BlockRun(sources, block) }
+        let (graph, sink) = try Compute.with(compute) { () throws(GAError) in
+            try secondRun(sources, block, dy.shape, uses, gradients)
         }
-        guard again.result.shape == dy.shape, try again.leafUses() == uses else {
-            throw GAError(.state, "checkpoint: the block has computed something else than in the forward pass")
-        }
-        let sink = BlockSink(again.standIns, uses, gradients)
-        try Graph(of: again.result, into: sink).backward(dy, into: sink)
+        try graph.backward(consume dy, into: sink)
     }.addingByRows(to: byRows)
 }
 
@@ -34,6 +30,19 @@ private func firstRun(
 ) throws(GAError) -> (Tensor, [LeafUse]) {
     let run = try BlockRun(sources, block)
     return (run.result.detached(), try run.leafUses())
+}
+
+/// The graph of the block, and where its gradients go.
+private func secondRun(
+    _ sources: [Tensor], _ block: ([Tensor]) throws(GAError) -> Tensor, _ shape: [Int], _ uses: [LeafUse],
+    _ gradients: Gradients
+) throws(GAError) -> (Graph, BlockSink) {
+    let run = try Recording.on { () throws(GAError) in try BlockRun(sources, block) }
+    guard run.result.shape == shape, try run.leafUses() == uses else {
+        throw GAError(.state, "checkpoint: the block has computed something else than in the forward pass")
+    }
+    let sink = BlockSink(run.standIns, uses, gradients)
+    return (try Graph(of: run.result, into: sink), sink)
 }
 
 extension Tensor {
@@ -61,8 +70,7 @@ private struct BlockRun {
         var inputs = sources
         var standIns: [Tensor] = []
         for (index, source) in sources.enumerated() where source.isActivation {
-            inputs[index] = source.detached()
-            try inputs[index].setRequiresGrad(true)
+            inputs[index] = source.standIn()
             standIns.append(inputs[index])
         }
         self.standIns = standIns
@@ -118,11 +126,19 @@ private final class BlockSink: GradientSink {
 
     /// All uses of a stand-in add to the one gradient of its original; a leaf has a place per use.
     func place(of leaf: Tensor, use: Int) throws(GAError) -> GradientPlace {
-        let inputs = inputs[ObjectIdentifier(leaf)]!
-        let input = inputs[min(use, inputs.count - 1)]
+        let input = input(leaf, use)
         if let place = places[input] { return place }
         let place = try gradients.place(of: input)
         places[input] = place
         return place
+    }
+
+    func take(_ gradient: Tensor, for leaf: Tensor, use: Int) -> Bool {
+        gradients.take(gradient, for: input(leaf, use))
+    }
+
+    private func input(_ leaf: Tensor, _ use: Int) -> Int {
+        let inputs = inputs[ObjectIdentifier(leaf)]!
+        return inputs[min(use, inputs.count - 1)]
     }
 }

@@ -22,6 +22,12 @@ protocol GradientSink: AnyObject {
     /// Errors: the leaf's gradient has no place to go.
     func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError)
     func place(of leaf: Tensor, use: Int) throws(GAError) -> GradientPlace
+    /// Makes a tensor in the shape of the leaf its gradient, without a copy. Returns false where that cannot be.
+    func take(_ gradient: Tensor, for leaf: Tensor, use: Int) -> Bool
+}
+
+extension GradientSink {
+    func take(_ gradient: Tensor, for leaf: Tensor, use: Int) -> Bool { false }
 }
 
 /// Where the gradient of one input of an operation goes, settled before a backward pass begins.
@@ -109,16 +115,27 @@ struct Gradients {
 
     /// Adds a whole gradient, without a copy where it is the first and the input is no view.
     func pass(_ gradient: Tensor, to input: Int) throws(GAError) {
-        guard needed(input) else { return }
-        let x = inputs[input]
-        if case .node = route(input), let node = x.node, x.layout === node.layout, node.gradient == nil {
-            node.gradient = gradient
-            return
-        }
+        guard needed(input), !take(gradient, for: input) else { return }
         try add(to: input) { (out, accumulate) throws(GAError) in
             try elementwise(gradient.elementCount) { start, count in
                 Runtime.kernels.add_scaled(out + start, gradient.floats + start, SHIMS_F32, 1, Int64(count), accumulate)
             }
+        }
+    }
+
+    /// Makes a tensor in the shape of an input its gradient, without a copy, if it is the first and the input is no view.
+    func take(_ gradient: Tensor, for input: Int) -> Bool {
+        let x = inputs[input]
+        guard x.layout === x.rootLayout else { return false }
+        switch route(input) {
+        case .nowhere:
+            return false
+        case .node:
+            guard let node = x.node, node.gradient == nil else { return false }
+            node.gradient = gradient
+            return true
+        case .leaf(let use):
+            return sink.take(gradient, for: x.leaf!, use: use)
         }
     }
 

@@ -3,8 +3,8 @@ import Synchronization
 
 /// One recorded operation: what it read, and how a gradient flows back through it.
 final class Node {
-    /// Adds the gradients of the inputs, given the contiguous gradient of the output.
-    typealias Backward = (Tensor, Gradients) throws(GAError) -> Void
+    /// Adds the gradients of the inputs, given the contiguous gradient of the output, which it may let go of early.
+    typealias Backward = (__owned Tensor, Gradients) throws(GAError) -> Void
 
     let operation: StaticString
     /// The order of recording, which is an order of computation.
@@ -69,15 +69,15 @@ final class Node {
     /// `routes`: of all nodes of the pass, with those of this one's inputs from `firstRoute` on.
     /// Errors: those of the operation; `state` if a block of the caller has used the node up since the pass began.
     func run(_ routes: [GradientRoute], from firstRoute: Int, _ sink: GradientSink) throws(GAError) {
-        let (inputs, backward, dy) = (inputs, backward, gradient)
-        gradient = nil
+        let (inputs, backward) = (inputs, backward)
+        let dy = gradient.take()
         self.inputs = []
         operands = []
         self.backward = nil
         guard let backward else { throw usedUp }
         // No element, no gradient; a destination that is not written to must not count as written.
         guard let dy, dy.elementCount > 0 else { return }
-        try backward(dy, Gradients(inputs, routes, from: firstRoute, sink))
+        try backward(consume dy, Gradients(inputs, routes, from: firstRoute, sink))
     }
 
     deinit {

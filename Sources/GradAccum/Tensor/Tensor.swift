@@ -181,6 +181,13 @@ public final class Tensor {
     /// The same elements, through which no gradient flows.
     public func detached() -> Tensor { Tensor(storage, dtype, layout, offset: offset) }
 
+    /// The same elements as a leaf for gradients, of any floating type: where the graph of a checkpoint's block ends.
+    func standIn() -> Tensor {
+        let leaf = detached()
+        leaf.isLeaf = true
+        return leaf
+    }
+
     /// Remembers the operation that made this tensor, if one of its inputs needs a gradient.
     ///
     /// `operands`: the tensors whose elements `backward` reads. An input whose elements it does not read is not kept.
