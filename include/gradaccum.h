@@ -38,8 +38,8 @@
  *   only on success and leaves its objects as they were. ga_last_error() is one line that says what was
  *   wrong and what to do. Nothing ends the process and nothing is printed.
  * Threads. A handle, and the tensors that share its graph or memory, are used by one thread at a time.
- *   Unrelated handles need no locks. ga_last_error(), scopes and ga_set_recording() are per thread. The
- *   library starts its own workers on first use, and again in the child of a fork().
+ *   Unrelated handles need no locks. ga_last_error(), scopes, ga_set_recording() and ga_set_compute_dtype()
+ *   are per thread. The library starts its own workers on first use, and again in the child of a fork().
  * Memory. Row-major. Shapes and strides are in elements, and so is every size unless its name ends in
  *   _bytes. The leading axis of an activation is the sample axis.
  * Stability. Functions and constants are only added, structs only grow at their end. Every struct starts
@@ -127,6 +127,22 @@ ga_status ga_num_threads(int32_t *out);
  * GRADACCUM_ISA names a lower one; naming one that the CPU lacks is GA_ERROR_UNSUPPORTED in every call.
  */
 ga_status ga_instruction_set(const char **out);
+
+/*
+ * Sets what operations of this thread compute in: GA_FLOAT32, the default, or GA_BFLOAT16. With bfloat16:
+ * - ga_linear, ga_causal_attention and ga_linear_cross_entropy round what they multiply to bfloat16, in backward
+ *   too, and add up in float32. Where a sample has an odd number of rows, the gradient of a weight multiplies in
+ *   float32.
+ * - Results of ga_linear, ga_causal_attention and ga_layer_norm are bfloat16, in half the memory. Elementwise
+ *   operations keep the type of their operands; bfloat16 with float32 gives float32.
+ * - The rest is float32: parameters, all gradients and their sums, what norms, softmax and losses compute, and
+ *   the state of optimizers.
+ * Backward computes in the type of the forward pass, whatever is set by then. Law 1 holds. An instruction set
+ * below "avx512_bf16" makes the same products in software, which is slower than float32.
+ * Errors: INVALID_ARGUMENT if dtype is no element type, UNSUPPORTED if it is one to compute nothing in.
+ */
+ga_status ga_set_compute_dtype(int32_t dtype);
+ga_status ga_compute_dtype(int32_t *out);
 
 /*
  * Returns size_bytes bytes at a multiple of alignment, or NULL; it may be called from any thread. Memory that is
@@ -248,8 +264,9 @@ ga_status ga_scope_close(ga_scope *scope, ga_tensor *const *keep, int64_t keep_c
 
 /* ====== Operations ====================================================================================== */
 /*
- * Arithmetic is in float32, and operands of another floating type are refused with GA_ERROR_DTYPE: ga_cast
- * them. An operation is recorded if an operand needs a gradient and recording is on.
+ * Arithmetic is in float32 or, see ga_set_compute_dtype, in bfloat16. Operands are float32 or bfloat16; those of
+ * another floating type are refused with GA_ERROR_DTYPE: ga_cast them. Biases and what a normalisation scales
+ * with are float32. An operation is recorded if an operand needs a gradient and recording is on.
  */
 
 /* Elementwise, with broadcasting: shapes are aligned at their last axis, and an axis of 1 is repeated. */

@@ -57,6 +57,16 @@ public func ga_instruction_set(_ out: UnsafeMutablePointer<UnsafePointer<CChar>?
     }
 }
 
+@_cdecl("ga_set_compute_dtype") @implementation
+public func ga_set_compute_dtype(_ dtype: Int32) -> ga_status {
+    guarded { () throws(GAError) in try Compute.setDType(try constant(dtype, "dtype")) }
+}
+
+@_cdecl("ga_compute_dtype") @implementation
+public func ga_compute_dtype(_ out: UnsafeMutablePointer<Int32>!) -> ga_status {
+    guarded { () throws(GAError) in try required(out, "out").pointee = Compute.dtype.rawValue }
+}
+
 @_cdecl("ga_set_allocator") @implementation
 public func ga_set_allocator(
     _ allocate: ga_allocate_fn!, _ release: ga_release_fn!, _ user: UnsafeMutableRawPointer!

@@ -259,6 +259,14 @@ for count in (0, -1, I32_MIN):
     case(f"ga_set_num_threads: {count}", INVALID_ARGUMENT, "count")(
         lambda w, count=count: ("ga_set_num_threads", count)
     )
+for dtype in (0, 6, -1, I32_MAX, I32_MIN):
+    case(f"ga_set_compute_dtype: {dtype}", INVALID_ARGUMENT, "dtype")(
+        lambda w, dtype=dtype: ("ga_set_compute_dtype", dtype)
+    )
+for dtype in (_ffi.FLOAT16, _ffi.INT32, _ffi.INT64):
+    case(f"ga_set_compute_dtype: {dtype}, which is no compute type", UNSUPPORTED, "dtype", "bfloat16")(
+        lambda w, dtype=dtype: ("ga_set_compute_dtype", dtype)
+    )
 case("ga_set_allocator: in use", STATE)(
     lambda w: (
         "ga_set_allocator",

@@ -142,6 +142,7 @@ Arguments = Callable[[World], list]
 VALID: dict[str, Arguments] = {
     "ga_num_threads": lambda w: [patterned(c_int32)],
     "ga_instruction_set": lambda w: [patterned(c_char_p)],
+    "ga_compute_dtype": lambda w: [patterned(c_int32)],
     "ga_memory_usage": lambda w: [_ffi.Memory()],
     "ga_tensor_create": lambda w: [out(), CPU, F32, 2, sizes(2, 3)],
     "ga_tensor_from_data": lambda w: [out(), CPU, F32, 2, sizes(2, 3), ctypes.addressof(w.buffer)],

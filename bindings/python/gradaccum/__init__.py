@@ -55,11 +55,14 @@ from .ops import (
 from .optim import SGD, Adam, AdamW, Optimizer
 from .runtime import (
     MemoryUsage,
+    compute_dtype,
+    get_compute_dtype,
     get_num_threads,
     instruction_set,
     memory_reset_peak,
     memory_trim,
     memory_usage,
+    set_compute_dtype,
     set_num_threads,
     version,
 )

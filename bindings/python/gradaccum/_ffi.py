@@ -146,6 +146,8 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_set_num_threads": (_Status, (c_int32,)),
     "ga_num_threads": (_Status, (_int32s,)),
     "ga_instruction_set": (_Status, (POINTER(c_char_p),)),
+    "ga_set_compute_dtype": (_Status, (c_int32,)),
+    "ga_compute_dtype": (_Status, (_int32s,)),
     "ga_set_allocator": (_Status, (AllocateFn, ReleaseFn, c_void_p)),
     "ga_memory_usage": (_Status, (POINTER(Memory),)),
     "ga_memory_reset_peak": (_Status, ()),

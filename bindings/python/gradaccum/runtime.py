@@ -1,12 +1,19 @@
-"""Threads, instruction set, memory and version of the loaded library."""
+"""Threads, instruction set, compute type, memory and version of the loaded library."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import byref, c_char_p, c_int32
 from dataclasses import dataclass
+from typing import Union
 
 from . import _ffi
 from ._ffi import lib
+from .ops import constant
+from .tensor import DType
+
+_COMPUTE_DTYPES = {"float32": _ffi.FLOAT32, "bfloat16": _ffi.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,33 @@ def instruction_set() -> str:
     lib.ga_instruction_set(byref(value))
     assert value.value is not None
     return value.value.decode()
+
+
+def set_compute_dtype(dtype: Union[DType, str]) -> None:
+    """What linear layers and attention of this thread multiply in: "float32", the default, or "bfloat16".
+
+    Their results, and those of layer_norm, are of that type; parameters, gradients and losses stay float32.
+    """
+    lib.ga_set_compute_dtype(
+        constant(_COMPUTE_DTYPES, "dtype", dtype) if isinstance(dtype, str) else dtype
+    )
+
+
+def get_compute_dtype() -> DType:
+    value = c_int32()
+    lib.ga_compute_dtype(byref(value))
+    return DType(value.value)
+
+
+@contextmanager
+def compute_dtype(dtype: Union[DType, str]) -> Iterator[None]:
+    """set_compute_dtype for a with block, which brings the former one back."""
+    before = get_compute_dtype()
+    set_compute_dtype(dtype)
+    try:
+        yield
+    finally:
+        set_compute_dtype(before)
 
 
 def memory_usage() -> MemoryUsage:
