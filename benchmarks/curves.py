@@ -13,6 +13,8 @@ from lab.lab import Lab
 
 # Small enough that the longest window and context take seconds.
 MODEL = {**MODELS["gpt-char"], "layers": 4, "channels": 256, "heads": 4, "batch": 2, "window": 2}
+# For a look at the curves: their shape, in a minute or two.
+QUICK_MODEL = {**MODEL, "layers": 1, "channels": 64, "heads": 2, "batch": 1}
 WINDOWS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (64, 128, 256, 512, 1024)
 SCRIPTS = {"ours": "gpt_ours", "PyTorch": "gpt_pytorch"}
@@ -29,9 +31,10 @@ def thread_counts(most: int) -> list[int]:
 
 def points(lab: Lab) -> list[tuple[str, int, dict[str, int], int]]:
     """Curve, x, model and threads."""
-    listed = [("micro-batches of a window", n, {**MODEL, "window": n}, lab.threads) for n in WINDOWS]
-    listed += [("context", t, {**MODEL, "context": t}, lab.threads) for t in CONTEXTS]
-    listed += [("threads", n, MODEL, n) for n in thread_counts(lab.threads)]
+    model = QUICK_MODEL if lab.quick else MODEL
+    listed = [("micro-batches of a window", n, {**model, "window": n}, lab.threads) for n in WINDOWS]
+    listed += [("context", t, {**model, "context": t}, lab.threads) for t in CONTEXTS]
+    listed += [("threads", n, model, n) for n in thread_counts(lab.threads)]
     return listed
 
 

@@ -25,7 +25,7 @@ ROWS: list[Row] = [row for family in FAMILIES for row in family.ROWS]
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="Rows: " + ", ".join(row.name for row in ROWS))
     parser.add_argument("--only", metavar="ROW,ROW", default="", help="these rows, or those that begin so")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, and curves of a smaller model")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows as JSON")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of ours and the peers")
     parser.add_argument(

@@ -8,8 +8,7 @@ import numpy as np
 
 import gradaccum as ga
 from gpt_config import BETAS, EPS, LAYER_NORM_EPS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, GPTConfig
-from ours_features import checkpointed, head_loss, use_compute_dtype
-from timing import answer, peak_rss_mib, settings, timed_updates
+from timing import COMPUTE_DTYPES, answer, peak_rss_mib, settings, timed_updates
 
 
 class GPT:
@@ -46,12 +45,13 @@ class GPT:
         x = ga.embedding(wte, ga.tensor(tokens)) + self.parameters["wpe"]
         for layer in range(self.config.layers):
             block = self.block(layer)
-            x = checkpointed(block, x) if self.checkpointing else block(x)
-        return head_loss(ga.layer_norm(x, *self.pair("ln_f"), eps=LAYER_NORM_EPS), wte, ga.tensor(targets))
+            x = ga.checkpoint(block, x) if self.checkpointing else block(x)
+        x = ga.layer_norm(x, *self.pair("ln_f"), eps=LAYER_NORM_EPS)
+        return ga.linear_cross_entropy(x, wte, ga.tensor(targets))
 
 
 class Training:
-    """The model with its window; use_compute_dtype() comes before it."""
+    """The model with its window."""
 
     def __init__(self, config: GPTConfig, *, checkpointing: bool = False) -> None:
         self.gpt = GPT(config, checkpointing=checkpointing)
@@ -68,7 +68,7 @@ class Training:
 def main() -> None:
     wanted = settings()
     config = GPTConfig(**wanted["config"])
-    use_compute_dtype(wanted["dtype"])
+    ga.set_compute_dtype(COMPUTE_DTYPES[wanted["dtype"]])
     update = Training(config, checkpointing=wanted.get("checkpointing", False)).update
     batches = config.batches()
     warm_up = next(batches)

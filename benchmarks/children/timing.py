@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 MEBIBYTE = 2**20
+# What the rows call the types that ours computes in.
+COMPUTE_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
 def settings() -> dict[str, Any]:
@@ -21,11 +23,6 @@ def settings() -> dict[str, Any]:
 
 def answer(values: dict[str, Any]) -> None:
     print(json.dumps(values), flush=True)
-
-
-def unsupported(reason: str) -> NoReturn:
-    answer({"unsupported": reason})
-    sys.exit(0)
 
 
 def peak_rss_mib() -> float:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 import gradaccum as ga
-from ours_features import use_compute_dtype
-from timing import answer, settings, timed
+from timing import COMPUTE_DTYPES, answer, settings, timed
 
 
 def main() -> None:
     wanted = settings()
-    use_compute_dtype(wanted["dtype"])
+    ga.set_compute_dtype(COMPUTE_DTYPES[wanted["dtype"]])
     batch, time, inputs, outputs = (wanted[name] for name in ("batch", "time", "inputs", "outputs"))
     rng = np.random.default_rng(4)
     weight = ga.tensor(rng.standard_normal((outputs, inputs), np.float32), requires_grad=True)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .rows import Unsupported
-
 BENCHMARKS = Path(__file__).resolve().parents[1]
 REPOSITORY = BENCHMARKS.parent
 VENV_PYTHON = REPOSITORY / "build" / "bench-venv" / "bin" / "python"
@@ -66,9 +64,7 @@ def run_program(command: list[str], threads: int, build: Build) -> Any:
 
 
 def run_child(script: str, settings: dict[str, Any], threads: int, build: Build) -> dict[str, Any]:
-    """Runs children/<script>.py with the settings; it prints an object, with "unsupported" if it has to."""
+    """Runs children/<script>.py with the settings; it prints an object."""
     command = [python(), str(BENCHMARKS / "children" / f"{script}.py"), json.dumps(settings)]
     answer: dict[str, Any] = run_program(command, threads, build)
-    if "unsupported" in answer:
-        raise Unsupported(answer["unsupported"])
     return answer

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from .child import Build, ChildFailed, run_child, run_program
 from .load import TOLERATED, OtherWork, wait_until_quiet
 from .native import build_program
-from .rows import Unsupported
 
 Value = TypeVar("Value")
 
@@ -35,7 +34,7 @@ class Lab:
         if key not in self._measured:
             try:
                 self._measured[key] = (measure(), None, self.other_cpus)
-            except (ChildFailed, Unsupported) as error:
+            except ChildFailed as error:
                 self._measured[key] = (None, error, self.other_cpus)
         value, error, other_cpus = self._measured[key]
         self.other_cpus = max(self.other_cpus, other_cpus)
