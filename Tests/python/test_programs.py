@@ -105,6 +105,25 @@ def test_one_hash_for_every_split_and_number_of_threads_in_c_and_python(
     assert same(found) == same(reference)
 
 
+@pytest.fixture(scope="module")
+def reference_in_bf16() -> dict[str, str]:
+    return train(C_GPT, "--compute", "bf16")
+
+
+@pytest.mark.parametrize(("micro_batch", "threads"), [(7, 2), (1, 1), (3, 3), (5, 4)])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_one_hash_for_every_split_in_bf16_too(reference, reference_in_bf16, program, micro_batch, threads):
+    options = ["--compute", "bf16", "--micro-batch", str(micro_batch), "--threads", str(threads)]
+    assert same(train(PROGRAMS[program], *options)) == same(reference_in_bf16)
+    assert reference_in_bf16["weights_sha256"] != reference["weights_sha256"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_checkpointing_changes_no_bit_in_bf16(reference_in_bf16, program):
+    found = train(PROGRAMS[program], "--compute", "bf16", "--checkpointing", "--micro-batch", "3")
+    assert same(found) == same(reference_in_bf16)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_checkpointing_changes_no_bit(reference, program):
     assert same(train(PROGRAMS[program], "--checkpointing", "--micro-batch", "3")) == same(reference)
@@ -120,6 +139,8 @@ def test_checkpointing_changes_no_bit(reference, program):
         ["--context", "1", "--batch", "1"],
         ["--channels", "33"],
         ["--clip=0.25", "--sample=0", "--updates=1"],
+        ["--compute", "bf16", "--context", "16"],
+        ["--compute=bf16", "--context", "1", "--batch", "1"],
     ],
 )
 def test_c_and_python_agree_for_other_options(reference, options):
@@ -203,6 +224,8 @@ class TestBadText:
         (["--seed", ""], "--seed"),
         (["--threads", "0"], "--threads"),
         (["--sample"], "--sample"),
+        (["--compute", "f16"], "--compute"),
+        (["--compute", ""], "--compute"),
         (["--colour", "red"], "--colour"),
     ],
 )
@@ -242,6 +265,7 @@ def test_help_lists_every_option(program):
         "eval-every",
         "sample",
         "checkpointing",
+        "compute",
     ):
         assert f"--{option} " in done.stdout
 

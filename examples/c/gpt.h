@@ -188,11 +188,13 @@ static ga_tensor *gpt_hidden(const struct gpt *gpt, const ga_tensor *tokens)
     return x;
 }
 
+/* In float32, whatever the head computes in. */
 static ga_tensor *gpt_logits(const struct gpt *gpt, const ga_tensor *hidden)
 {
     ga_tensor *logits;
 
     check(ga_linear(&logits, hidden, gpt->token_embedding, NULL));
+    check(ga_cast(&logits, logits, GA_FLOAT32));
     return logits;
 }
 

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gradaccum.h"
+
 #include "console.h"
 
 /* The product of any two sizes still fits an int64_t. */
@@ -35,6 +37,7 @@ struct options {
     long long eval_every;
     long long sample;
     int checkpointing;
+    int32_t compute_dtype;
 };
 
 static const struct options DEFAULT_OPTIONS = {
@@ -50,6 +53,7 @@ static const struct options DEFAULT_OPTIONS = {
     .seed = 1,
     .eval_every = 200,
     .sample = 600,
+    .compute_dtype = GA_FLOAT32,
 };
 
 static const char HELP[] =
@@ -76,6 +80,7 @@ static const char HELP[] =
     "  --sample N             bytes of text to generate in the end (%lld)\n"
     "  --checkpointing        compute blocks again in backward instead of keeping their activations;\n"
     "                         it changes memory and speed, and no bit of the result\n"
+    "  --compute f32|bf16     what matrix products multiply in (f32); sums, weights and optimizer stay f32\n"
     "  --help                 this page\n";
 
 static void print_help(void)
@@ -88,7 +93,14 @@ static void print_help(void)
 
 struct option {
     const char *name;
-    enum { OPTION_FLAG, OPTION_TEXT, OPTION_INTEGER, OPTION_POSITIVE_NUMBER, OPTION_NUMBER } kind;
+    enum {
+        OPTION_FLAG,
+        OPTION_TEXT,
+        OPTION_INTEGER,
+        OPTION_POSITIVE_NUMBER,
+        OPTION_NUMBER,
+        OPTION_COMPUTE_DTYPE
+    } kind;
     void *target;
     long long lowest; /* of an integer */
     long long highest;
@@ -122,6 +134,13 @@ static double parse_number(const struct option *option, const char *value)
     return number;
 }
 
+static int32_t parse_compute_dtype(const struct option *option, const char *value)
+{
+    if (strcmp(value, "f32") != 0 && strcmp(value, "bf16") != 0)
+        fail(EXIT_USAGE, "%s must be f32 or bf16, but it is '%s'.", option->name, value);
+    return strcmp(value, "f32") == 0 ? GA_FLOAT32 : GA_BFLOAT16;
+}
+
 static void set_option(const struct option *option, const char *value)
 {
     switch (option->kind) {
@@ -137,6 +156,9 @@ static void set_option(const struct option *option, const char *value)
     case OPTION_POSITIVE_NUMBER:
     case OPTION_NUMBER:
         *(double *)option->target = parse_number(option, value);
+        break;
+    case OPTION_COMPUTE_DTYPE:
+        *(int32_t *)option->target = parse_compute_dtype(option, value);
         break;
     }
 }
@@ -173,6 +195,7 @@ static struct options parse_options(int argc, char **argv)
         {"--eval-every", OPTION_INTEGER, &o.eval_every, 1, LARGEST_SIZE},
         {"--sample", OPTION_INTEGER, &o.sample, 0, LARGEST_SIZE},
         {"--checkpointing", OPTION_FLAG, &o.checkpointing, 0, 0},
+        {"--compute", OPTION_COMPUTE_DTYPE, &o.compute_dtype, 0, 0},
     };
     const size_t table_length = sizeof table / sizeof table[0];
     int i;

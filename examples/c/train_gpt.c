@@ -309,6 +309,7 @@ int main(int argc, char **argv)
     handle_interrupt();
     if (options.threads > 0)
         check(ga_set_num_threads((int32_t)options.threads));
+    check(ga_set_compute_dtype(options.compute_dtype));
     gpt = gpt_create(options.layers, options.channels, options.heads, options.context,
                      options.checkpointing, random_start(options.seed, RANDOM_WEIGHTS));
     progress = progress_start(options.updates, options.batch * options.context);

@@ -78,7 +78,8 @@ class GPT:
         return ga.layer_norm(x, *self.norm, eps=LAYER_NORM_EPS)
 
     def logits(self, hidden):
-        return ga.linear(hidden, self.token_embedding)
+        """In float32, whatever the head computes in."""
+        return ga.cast(ga.linear(hidden, self.token_embedding), ga.float32)
 
     def loss(self, tokens, targets):
         return ga.linear_cross_entropy(

@@ -11,6 +11,7 @@ LARGEST_SIZE = 10**9
 LARGEST_SEED = 2**63 - 1
 MOST_LAYERS = 1000
 MOST_THREADS = 1024
+COMPUTE_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +44,15 @@ def number(option, zero_is_allowed=False):
             allowed = "of at least 0" if zero_is_allowed else "greater than 0"
             raise Failure(f"{option} must be a number {allowed}, but it is '{text}'.", EXIT_USAGE)
         return value
+
+    return parse
+
+
+def compute_dtype(option):
+    def parse(text):
+        if text not in COMPUTE_DTYPES:
+            raise Failure(f"{option} must be f32 or bf16, but it is '{text}'.", EXIT_USAGE)
+        return text
 
     return parse
 
@@ -89,6 +99,13 @@ def parse_options():
         action="store_true",
         help="compute blocks again in backward instead of keeping their activations; it changes memory and "
         "speed, and no bit of the result",
+    )
+    add(
+        "--compute",
+        "f32|bf16",
+        compute_dtype("--compute"),
+        "f32",
+        "what matrix products multiply in; sums, weights and optimizer stay f32",
     )
     options = parser.parse_args()
 

@@ -25,7 +25,7 @@ try:
 
     import gradaccum as ga
     from gpt import GPT, VOCABULARY
-    from options import parse_options
+    from options import COMPUTE_DTYPES, parse_options
     from text import Random, read_text
 except ImportError as error:
     sys.exit(f"{PROGRAM}: {error}")
@@ -153,6 +153,7 @@ def run(options, progress):
     train_text, validation_text = read_text(options.text, options.context)
     if options.threads is not None:
         ga.set_num_threads(options.threads)
+    ga.set_compute_dtype(COMPUTE_DTYPES[options.compute])
     gpt = GPT(
         options.layers,
         options.channels,
