@@ -4,6 +4,11 @@ import XCTest
 /// A checkpoint changes the memory and the time of a graph, and no bit of its gradients.
 final class CheckpointTests: XCTestCase {
     func testAModelHasTheSameBitsWithAndWithout() throws {
+        for dtype in [DType.float32, .bfloat16] { try sameBitsWithAndWithout(computingIn: dtype) }
+    }
+
+    /// The type is that of the forward pass: backward runs outside of it.
+    private func sameBitsWithAndWithout(computingIn dtype: DType) throws {
         let (batch, time) = (3, 19)
         let text = (0..<(batch * (time + 1))).map { Int64($0 * 11 % 23) }
         func gradients(checkpointing: Bool) throws -> ([[UInt32]], peak: Int) {
@@ -12,7 +17,9 @@ final class CheckpointTests: XCTestCase {
             Runtime.resetPeakMemory()
             let before = Runtime.memoryUsage.liveBytes
             for sample in 0..<batch {
-                let loss = try model.loss(text, samples: sample..<(sample + 1), checkpointing: checkpointing)
+                let loss = try withCompute(dtype) {
+                    try model.loss(text, samples: sample..<(sample + 1), checkpointing: checkpointing)
+                }
                 try accumulator.accumulate(loss, weight: Double(time))
             }
             let bits = try model.parameters.indices.map {

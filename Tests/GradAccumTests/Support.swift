@@ -63,6 +63,14 @@ func withThreads<Result>(_ count: Int, _ body: () throws -> Result) throws -> Re
     return try body()
 }
 
+/// Runs `body` with operations computing in a type and brings the former type back.
+func withCompute<Result>(_ dtype: DType, _ body: () throws -> Result) throws -> Result {
+    let before = Compute.dtype
+    try Compute.setDType(dtype)
+    defer { try? Compute.setDType(before) }
+    return try body()
+}
+
 /// A random split of `count` samples into micro-batches, ragged ones among them.
 func randomSplit(_ count: Int, _ generator: inout SplitMix64) -> [Range<Int>] {
     var ranges: [Range<Int>] = []

@@ -7,6 +7,8 @@ Everything is computed twice by the same code: in float64, which is the referenc
 how far a good float32 implementation is from it. Of the float32 results only that distance is kept: with
 each array NAME come NAME:rms and NAME:max, the root of the mean square and the largest of the differences.
 All inputs are float32 numbers, so both start from the same values.
+
+Under bf16/ is what PyTorch computes in torch.autocast with bfloat16, which Tests/python/test_compute.py compares.
 """
 
 from __future__ import annotations
@@ -169,6 +171,13 @@ def gpt_fixture(out: Arrays) -> None:
 # ====== Operations ======
 
 
+def attention(x: dict[str, torch.Tensor], heads: int) -> torch.Tensor:
+    batch, time, channels = x["q"].shape
+    q, k, v = (x[name].view(batch, time, heads, -1).transpose(1, 2) for name in "qkv")
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.transpose(1, 2).reshape(batch, time, channels)
+
+
 def op_cases(
     rng: np.random.Generator,
 ) -> dict[str, tuple[Arrays, Callable[[dict[str, torch.Tensor]], torch.Tensor]]]:
@@ -182,12 +191,6 @@ def op_cases(
 
     def away(*shape: int) -> np.ndarray:  # away from zero: divisors, and the corner of relu
         return (np.sign(rng.standard_normal(shape)) * (0.5 + rng.random(shape))).astype(np.float32)
-
-    def attention(x: dict[str, torch.Tensor], heads: int) -> torch.Tensor:
-        batch, time, channels = x["q"].shape
-        q, k, v = (x[name].view(batch, time, heads, -1).transpose(1, 2) for name in "qkv")
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return out.transpose(1, 2).reshape(batch, time, channels)
 
     def cross_entropy(x: dict[str, torch.Tensor], reduction: str, ignored: int = -100) -> torch.Tensor:
         return F.cross_entropy(
@@ -275,6 +278,61 @@ def op_fixtures(out: Arrays) -> None:
             keep(out, f"op/{name}/{key}", found[0][key], found[1][key])
 
 
+# ====== bfloat16 ======
+
+
+def bf16_cases(
+    rng: np.random.Generator,
+) -> dict[str, tuple[Arrays, Callable[[dict[str, torch.Tensor]], torch.Tensor]]]:
+    """Name to inputs and the operation; with an even and an odd number of rows to a sample."""
+
+    def n(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    def linear_cross_entropy(x: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = F.linear(x["hidden"], x["weight"])
+        return F.cross_entropy(logits.flatten(0, 1), x["targets"].flatten(), reduction="sum")
+
+    cases: dict[str, tuple[Arrays, Callable[[dict[str, torch.Tensor]], torch.Tensor]]] = {}
+    for length in (16, 15):
+        cases[f"linear_{length}"] = (
+            {"x": n(3, length, 67), "weight": n(33, 67), "bias": n(33)},
+            lambda x: F.linear(x["x"], x["weight"], x["bias"]),
+        )
+        cases[f"causal_attention_{length}"] = (
+            {name: n(2, length, 24) for name in "qkv"},
+            lambda x: attention(x, 3),
+        )
+        cases[f"linear_cross_entropy_{length}"] = (
+            {
+                "hidden": n(2, length, 48),
+                "weight": 0.1 * n(21, 48),
+                "targets": rng.integers(0, 21, (2, length)),
+            },
+            linear_cross_entropy,
+        )
+    return cases
+
+
+def bf16_fixtures(out: Arrays) -> None:
+    rng = np.random.default_rng(4)
+    for name, (inputs, operation) in bf16_cases(rng).items():
+        x = {
+            key: torch.tensor(array, requires_grad=array.dtype == np.float32)
+            for key, array in inputs.items()
+        }
+        with torch.autocast("cpu", torch.bfloat16):
+            result = operation(x)
+        upstream = rng.standard_normal(tuple(result.shape)).astype(np.float32)
+        (result * torch.tensor(upstream)).sum().backward()
+        out[f"bf16/{name}/upstream"] = upstream
+        out.update({f"bf16/{name}/input/{key}": array for key, array in inputs.items()})
+        out[f"bf16/{name}/result"] = result.detach().float().numpy()
+        out.update(
+            {f"bf16/{name}/gradient/{key}": value.grad.numpy() for key, value in x.items() if value.requires_grad}
+        )
+
+
 # ====== Optimizers ======
 
 OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
@@ -314,6 +372,7 @@ def main() -> None:
     out: Arrays = {"magic": np.array(MAGIC), "format": np.array(FORMAT)}
     gpt_fixture(out)
     op_fixtures(out)
+    bf16_fixtures(out)
     optimizer_fixtures(out)
     path = Path(__file__).with_name("fixtures.npz")
     np.savez_compressed(path, **out)
