@@ -310,7 +310,7 @@ ga_status ga_cross_entropy(ga_tensor **out, const ga_tensor *logits, const ga_te
                            int64_t ignore_index, int32_t reduction);
 
 /*
- * ga_linear without a bias and ga_cross_entropy one after the other, to the bit: hidden [..., c] times the
+ * ga_linear without a bias and ga_cross_entropy one after the other, to the bit in float32: hidden [..., c] times the
  * transpose of weight [classes, c] are the logits, which share their memory with their gradient.
  */
 ga_status ga_linear_cross_entropy(ga_tensor **out, const ga_tensor *hidden, const ga_tensor *weight,
