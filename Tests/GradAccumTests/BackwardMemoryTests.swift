@@ -3,7 +3,7 @@ import XCTest
 
 /// What a backward pass needs beside the activations of the forward pass, which it frees on its way.
 final class BackwardMemoryTests: XCTestCase {
-    private let count = 4096
+    private let count = 8192
 
     /// The bytes above those of the forward pass, in activations, of `depth` times `layer` between a sum of squares and `x`.
     private func excess(_ depth: Int, _ layer: (Tensor) throws -> Tensor) throws -> Double {

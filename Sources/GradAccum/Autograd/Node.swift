@@ -6,6 +6,9 @@ final class Node {
     /// Adds the gradients of the inputs, given the contiguous gradient of the output, which it may let go of early.
     typealias Backward = (__owned Tensor, Gradients) throws(GAError) -> Void
 
+    /// Makes the contiguous output again, to the same bits, from operands that the node keeps for its gradient.
+    typealias Remake = () throws(GAError) -> Tensor
+
     let operation: StaticString
     /// The order of recording, which is an order of computation.
     let sequence: UInt64
@@ -19,6 +22,7 @@ final class Node {
     /// Of which roots the operation adds to few rows, and can add to ``RowGradients``.
     private var inputsByRows: [Int] = []
     private var backward: Backward?
+    private var remaking: Remake?
 
     /// The gradient of the output, while a backward pass adds to it.
     var gradient: Tensor?
@@ -32,12 +36,13 @@ final class Node {
 
     init(
         _ operation: StaticString, from inputs: [Tensor], reading operands: [Tensor], _ output: Tensor,
-        isMean: Bool = false, backward: @escaping Backward
+        isMean: Bool = false, remaking: Remake? = nil, backward: @escaping Backward
     ) {
         self.operation = operation
         self.inputs = inputs.map { Edge(to: $0) }
         self.operands = operands
         self.isMean = isMean
+        self.remaking = remaking
         self.backward = backward
         layout = output.layout
         sequence = Node.nextNumber()
@@ -51,6 +56,15 @@ final class Node {
                 .state,
                 "\(operand.label), read by \(operation), has changed since the forward pass: compute the loss anew")
         }
+    }
+
+    /// Whether the output need not be kept for another operation's gradient.
+    var canRemake: Bool { remaking != nil }
+
+    /// The output, made again. Errors: those of the operation; `state` if the node is used up.
+    func remake() throws(GAError) -> Tensor {
+        guard let remaking else { throw usedUp }
+        return try remaking()
     }
 
     /// Whether the operation adds to few rows of an input's root.
@@ -73,6 +87,7 @@ final class Node {
         let dy = gradient.take()
         self.inputs = []
         operands = []
+        remaking = nil
         self.backward = nil
         guard let backward else { throw usedUp }
         // No element, no gradient; a destination that is not written to must not count as written.
@@ -85,9 +100,10 @@ final class Node {
         Trash.empty { trash in
             trash.edges.append(contentsOf: inputs)
             trash.tensors.append(contentsOf: operands)
-            trash.closures.append(backward)
+            trash.closures.append((backward, remaking))
             inputs = []
             operands = []
+            remaking = nil
             backward = nil
         }
     }
@@ -100,7 +116,7 @@ final class Node {
 private final class Trash {
     var edges: [Edge] = []
     var tensors: [Tensor] = []
-    var closures: [Node.Backward?] = []
+    var closures: [(Node.Backward?, Node.Remake?)] = []
 
     /// Lets `fill` move things into this thread's trash, and frees them unless a caller further up is doing so.
     static func empty(_ fill: (Trash) -> Void) {

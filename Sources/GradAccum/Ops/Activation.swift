@@ -16,16 +16,19 @@ extension Tensor {
 
     private func unary(_ op: shims_unary, _ name: StaticString) throws(GAError) -> Tensor {
         try requireFloat(name, "x")
-        let out = try Tensor(uninitialized: layout, dtype)
         let x = try packedData()
-        try x.forEachPiece { start, count, values in
-            guard out.dtype != .float32 else {
-                return Runtime.kernels.unary(op, out.floats + start, values, Int64(count))
+        func make() throws(GAError) -> Tensor {
+            let out = try Tensor(uninitialized: x.layout, x.dtype)
+            try x.forEachPiece { start, count, values in
+                guard out.dtype != .float32 else {
+                    return Runtime.kernels.unary(op, out.floats + start, values, Int64(count))
+                }
+                Runtime.kernels.unary(op, values, values, Int64(count))
+                out.storeFloats(values, start, count)
             }
-            Runtime.kernels.unary(op, values, values, Int64(count))
-            out.storeFloats(values, start, count)
+            return out
         }
-        return out.recorded(name, from: [self], reading: [x]) { dy, gradients throws(GAError) in
+        return try make().recorded(name, from: [self], reading: [x], remaking: make) { dy, gradients throws(GAError) in
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try x.forEachPiece { start, count, values in
                     Runtime.kernels.unary_gradient(

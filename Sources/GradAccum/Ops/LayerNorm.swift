@@ -16,34 +16,44 @@ extension Tensor {
             throw GAError(.invalidArgument, "layer_norm: eps is \(eps): it must be finite and at least 0")
         }
         let rows = columns == 0 ? 0 : elementCount / columns
-        let out = try Tensor(uninitialized: layout, Compute.dtype)
-        // The means of all rows, and the inverses of their standard deviations after them.
-        let statistics = try Storage(floatCount: 2 * rows)
         let source = try packedData()
-        let x = try floatData()
         let w = try weight?.packedData()
         let b = try bias?.packedData()
         let grain = max(1, 8192 / max(columns, 1))
-        let isFloat = out.dtype == .float32
-        try Runtime.parallel(
-            tiles: (rows + grain - 1) / grain, scratch: isFloat ? 0 : grain * columns
-        ) { tile, scratch in
-            let first = tile * grain
-            let count = min(grain, rows - first)
-            let start = first * columns
-            let values = isFloat ? out.floats + start : scratch
-            Runtime.kernels.layer_norm(
-                values, statistics.floats + first, statistics.floats + rows + first, x.floats + start, w?.floats,
-                b?.floats, Int64(count), Int64(columns), Float(eps))
-            if !isFloat { out.storeFloats(values, start, count * columns) }
+        let dtype = Compute.dtype
+        // The statistics are the means of all rows, and the inverses of their standard deviations after them.
+        func make(_ statistics: Storage) throws(GAError) -> Tensor {
+            let out = try Tensor(uninitialized: source.layout, dtype)
+            let x = try source.floatData()
+            let isFloat = dtype == .float32
+            try Runtime.parallel(
+                tiles: (rows + grain - 1) / grain, scratch: isFloat ? 0 : grain * columns
+            ) { tile, scratch in
+                let first = tile * grain
+                let count = min(grain, rows - first)
+                let start = first * columns
+                let values = isFloat ? out.floats + start : scratch
+                Runtime.kernels.layer_norm(
+                    values, statistics.floats + first, statistics.floats + rows + first, x.floats + start, w?.floats,
+                    b?.floats, Int64(count), Int64(columns), Float(eps))
+                if !isFloat { out.storeFloats(values, start, count * columns) }
+            }
+            return out
         }
+        let statistics = try Storage(floatCount: 2 * rows)
+        let out = try make(statistics)
 
-        var inputs = [self]
-        if let weight { inputs.append(weight) }
-        if let bias { inputs.append(bias) }
+        var (inputs, operands) = ([self], [source])
+        for (parameter, packed) in [(weight, w), (bias, b)] {
+            guard let parameter, let packed else { continue }
+            inputs.append(parameter)
+            operands.append(packed)
+        }
         let biasInput = inputs.count - 1
         let (hasWeight, hasBias) = (weight != nil, bias != nil)
-        return out.recorded("layer_norm", from: inputs, reading: w.map { [source, $0] } ?? [source]) {
+        // Made again beside the statistics, which other threads may be reading.
+        let remake: Node.Remake = { () throws(GAError) in try make(try Storage(floatCount: 2 * rows)) }
+        return out.recorded("layer_norm", from: inputs, reading: operands, remaking: remake) {
             dy, gradients throws(GAError) in
             let x = try source.floatData()
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in

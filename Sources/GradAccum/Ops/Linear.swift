@@ -11,15 +11,17 @@ extension Tensor {
         let w = try weight.packedData()
         let b = try bias?.packedData()
         try layer.forward(out, x, w, b)
+        let saved = SavedOperand(x, of: self)
         let hasBias = bias != nil
         func backward(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
             // Rounded once for both products.
             let factor = layer.compute == .float32 ? dy : try dy.cast(to: layer.compute)
+            // The weight first: an input that is made again for it is gone before there is an input's gradient.
+            try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
+                try layer.weightGradient(dw, factor, try saved.elements(), accumulate)
+            }
             try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
                 try layer.inputGradient(dx, factor, w, accumulate)
-            }
-            try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
-                try layer.weightGradient(dw, factor, x, accumulate)
             }
             guard hasBias else { return }
             try gradients.add(to: 2) { (db, accumulate) throws(GAError) in
@@ -27,7 +29,7 @@ extension Tensor {
             }
         }
         let inputs = bias.map { [self, weight, $0] } ?? [self, weight]
-        return out.recorded("linear", from: inputs, reading: [x, w], backward)
+        return out.recorded("linear", from: inputs, reading: saved.operands + [w], backward)
     }
 }
 

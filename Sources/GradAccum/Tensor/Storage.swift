@@ -8,6 +8,8 @@ final class Storage {
     let address: UnsafeMutableRawPointer
     /// The number, of ``Node/nextNumber()``, of the last write that a recorded operation could miss.
     private(set) var lastWrite: UInt64 = 0
+    /// Whether the caller has the address, and so can write here without a note.
+    private(set) var isExposed = false
     /// Whose parameters lie here.
     weak var owner: Optimizer?
     private let source: Source
@@ -34,6 +36,9 @@ final class Storage {
 
     /// To be called by every write but the one that makes a tensor.
     func noteWrite() { lastWrite = Node.nextNumber() }
+
+    /// To be called before a caller gets the address.
+    func expose() { isExposed = true }
 
     deinit {
         switch source {

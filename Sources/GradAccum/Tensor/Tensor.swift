@@ -140,7 +140,10 @@ public final class Tensor {
     var floats: UnsafeMutablePointer<Float> { address.assumingMemoryBound(to: Float.self) }
 
     /// The address of the first element, for reading and writing in place while the tensor lives.
-    public var data: UnsafeMutableRawPointer { address }
+    public var data: UnsafeMutableRawPointer {
+        storage.expose()
+        return address
+    }
 
     // MARK: Autograd
 
@@ -191,14 +194,16 @@ public final class Tensor {
     /// Remembers the operation that made this tensor, if one of its inputs needs a gradient.
     ///
     /// `operands`: the tensors whose elements `backward` reads. An input whose elements it does not read is not kept.
+    /// `remaking`: makes this tensor again from `operands`.
     /// `isMean`: the result is a mean over samples; a number made of such a mean is one too.
     func recorded(
         _ operation: StaticString, from inputs: [Tensor], reading operands: [Tensor], isMean: Bool = false,
-        _ backward: @escaping Node.Backward
+        remaking: Node.Remake? = nil, _ backward: @escaping Node.Backward
     ) -> Tensor {
         guard Recording.isOn, inputs.contains(where: { $0.requiresGrad }) else { return self }
         let isMean = isMean || (elementCount == 1 && inputs.contains { $0.elementCount == 1 && $0.isMean })
-        node = Node(operation, from: inputs, reading: operands, self, isMean: isMean, backward: backward)
+        node = Node(
+            operation, from: inputs, reading: operands, self, isMean: isMean, remaking: remaking, backward: backward)
         return self
     }
 
