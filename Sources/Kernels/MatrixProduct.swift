@@ -122,7 +122,8 @@ private struct Panel<W: Words> {
         while row < rows {
             let panel = row &+ panelRows <= rows ? panelRows : 16
             compute(
-                from: row, to: row &+ panel < rows ? row &+ panel : rows, vectors: vectors, lanes: lanes, a + 4 &* row &* words, aRow: 1,
+                from: row, to: row &+ panel < rows ? row &+ panel : rows, vectors: vectors, lanes: lanes,
+                a + 4 &* row &* words, aRow: 1,
                 aWord: panel)
             row &+= panel
         }

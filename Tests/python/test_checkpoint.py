@@ -89,3 +89,26 @@ def test_linear_cross_entropy_is_the_two_in_one():
         accumulator.accumulate(value, weight=60)
         found.append((value.item(), accumulator.accumulated_gradient(0).numpy().tobytes(), values))
     assert found[0][:2] == found[1][:2]
+
+
+def test_a_block_may_hand_on_a_parameter():
+    for through_activation in (False, True):
+        weight, _ = parameters()
+        h = ga.multiply(weight, weight) if through_activation else weight
+        loss = ga.sum(ga.checkpoint(lambda x: weight, h))
+        assert (ga.gradients(loss, [weight])[0].numpy() == 1).all()
+
+
+def test_a_leaf_that_stops_being_one_in_the_middle_gets_its_gradient():
+    weight, _ = parameters()
+    runs = []
+
+    def block(x):
+        runs.append(x)
+        if len(runs) > 1:
+            weight.requires_grad = False
+        return ga.multiply(x, x)
+
+    h = ga.multiply(weight, weight)
+    gradient = ga.gradients(ga.sum(ga.checkpoint(block, h)), [weight])[0].numpy()
+    assert np.allclose(gradient, 4 * weight.numpy() ** 3)

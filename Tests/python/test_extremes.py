@@ -192,3 +192,17 @@ def test_an_empty_micro_batch_adds_nothing():
         accumulator = ga.Accumulator(ga.SGD([weight], lr=0.1))
         accumulator.accumulate(ga.sum(ga.linear(ga.zeros(shape), weight)), weight=0)
         assert not accumulator.accumulated_gradient(0).numpy().any()
+
+
+def test_a_table_without_rows_may_have_two_uses():
+    table = ga.zeros((0, 5), requires_grad=True)
+    nothing = ga.tensor(np.zeros((2, 0), np.int64))
+    loss = ga.sum(ga.embedding(table, nothing) + ga.embedding(table, nothing))
+    assert ga.gradients(loss, [table])[0].shape == (0, 5)
+
+
+@pytest.mark.parametrize("time", [2**40, 2**58])
+def test_attention_over_no_sample_takes_no_time(time):
+    q = ga.zeros((0, time, 1), requires_grad=True)
+    assert ga.causal_attention(q, q, q, 1).shape == (0, time, 1)
+    assert ga.gradients(ga.sum(ga.causal_attention(q, q, q, 1)), [q])[0].shape == (0, time, 1)

@@ -95,12 +95,16 @@ private struct BlockRun {
         }
         nodes.sort { $0.sequence < $1.sequence }
         let own = Set(standIns.map(ObjectIdentifier.init))
-        return nodes.flatMap { node in
+        let uses = nodes.flatMap { node in
             node.inputs.enumerated().compactMap { number, input -> LeafUse? in
                 guard let leaf = input.leaf, !own.contains(ObjectIdentifier(leaf)) else { return nil }
                 return LeafUse(leaf: leaf, isByRows: node.addsByRows(to: number))
             }
         }
+        // A block may hand on a leaf as it is.
+        let root = result.root
+        guard root.isGradientLeaf && !own.contains(ObjectIdentifier(root)) else { return uses }
+        return uses + [LeafUse(leaf: root, isByRows: false)]
     }
 }
 

@@ -2,8 +2,8 @@
 struct Edge {
     /// The operation that made the input's root, if a gradient flows through it.
     let node: Node?
-    /// The input's root, if no operation made it.
-    private let root: Tensor?
+    /// The input's root, if it was a leaf for gradients when the edge was made.
+    let root: Tensor?
     /// Of the input.
     let layout: Layout
     /// Of the input's first element from that of its root.
@@ -17,7 +17,7 @@ struct Edge {
         offset = input.offset - root.offset
     }
 
-    /// The input's root, if it is a leaf for gradients.
+    /// The input's root, if it is still a leaf for gradients. Routes are made of this, and hold from then on.
     var leaf: Tensor? { if let root, root.isLeaf { root } else { nil } }
 
     /// That of the root. The edge leads to a node or a leaf.

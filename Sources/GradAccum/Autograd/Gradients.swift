@@ -99,7 +99,7 @@ struct Gradients {
     /// The sums by rows that the gradient of a leaf goes to, if it does.
     func rows(of input: Int) throws(GAError) -> RowGradients? {
         guard case .leaf(let use) = route(input),
-            case .rows(let rows) = try sink.place(of: inputs[input].leaf!, use: use)
+            case .rows(let rows) = try sink.place(of: inputs[input].root!, use: use)
         else { return nil }
         return rows
     }
@@ -107,7 +107,7 @@ struct Gradients {
     /// The gradient of a needed contiguous input as a place to add to: that of the leaf's use, if it is one.
     func place(of input: Int) throws(GAError) -> GradientPlace {
         let x = inputs[input]
-        if case .leaf(let use) = route(input) { return try sink.place(of: x.leaf!, use: use) }
+        if case .leaf(let use) = route(input) { return try sink.place(of: x.root!, use: use) }
         let (_, accumulate) = try open(input, zeroed: false)
         let view = Tensor(x.node!.gradient!.storage, .float32, x.layout, offset: x.offset)
         return .dense(GradientBuffer(view, isEmpty: accumulate == 0))
@@ -135,7 +135,7 @@ struct Gradients {
             node.gradient = gradient
             return true
         case .leaf(let use):
-            return sink.take(gradient, for: x.leaf!, use: use)
+            return sink.take(gradient, for: x.root!, use: use)
         }
     }
 
@@ -146,7 +146,7 @@ struct Gradients {
         let whole: Tensor
         var isEmpty = false
         if case .leaf(let use) = route(input) {
-            guard case .dense(let buffer) = try sink.place(of: x.leaf!, use: use) else {
+            guard case .dense(let buffer) = try sink.place(of: x.root!, use: use) else {
                 throw GAError(.internal, "backward: a gradient by rows went to an operation that adds to all of them")
             }
             isEmpty = buffer.isEmpty

@@ -30,11 +30,11 @@ final class RowGradients {
     }
 
     /// The row of its root at which a table [rows, c] starts, or nil if its rows are not rows of its root, or so short
-    /// that the two lists would take as much memory as they do.
+    /// that the two lists would take as much memory as they do, or none.
     static func firstRow(of table: Tensor) -> Int? {
         let (columns, root) = (table.shape[1], table.root)
         let offset = table.offset - root.offset
-        guard table.isContiguous, columns > 2, root.shape.last == columns, offset % columns == 0,
+        guard table.isContiguous, columns > 2, root.elementCount > 0, root.shape.last == columns, offset % columns == 0,
             root.elementCount / columns <= Int(Int32.max)
         else { return nil }
         return offset / columns

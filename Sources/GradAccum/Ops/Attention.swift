@@ -100,14 +100,14 @@ private struct AttentionShape {
     private func forEachHead(
         floats: Int, _ body: (Int, Int, UnsafeMutablePointer<Float>) -> Void
     ) throws(GAError) {
-        guard time > 0 else { return }
-        let products = (0..<blocks.count).map { block in
+        var scratch = 0
+        for block in 0..<blocks.count {
             let (rows, seen) = (blocks.count(block), blocks.start(block) + blocks.count(block))
-            return max(
-                product(rows, seen, channels).scratch(), product(rows, channels, seen).scratch(for: compute),
+            scratch = max(
+                scratch, product(rows, seen, channels).scratch(), product(rows, channels, seen).scratch(for: compute),
                 product(seen, channels, rows).scratch())
         }
-        try Runtime.parallel(tiles: batch * heads, scratch: floats + products.max()!) { tile, memory in
+        try Runtime.parallel(tiles: batch * heads, scratch: floats + scratch) { tile, memory in
             body(tile / heads, tile % heads, memory)
         }
     }
@@ -115,6 +115,7 @@ private struct AttentionShape {
     func forward(
         _ out: Heads, _ query: Heads, _ key: Heads, _ value: Heads, _ logSumExp: UnsafeMutablePointer<Float>
     ) throws(GAError) {
+        guard batch * time > 0 else { return }
         let floats = blocks.count(0) * time
         try forEachHead(floats: floats) { entry, head, memory in
             let scratch = memory + floats
@@ -140,6 +141,7 @@ private struct AttentionShape {
         _ dq: Heads, _ dk: Heads, _ dv: Heads, _ query: Heads, _ key: Heads, _ value: Heads, _ out: Heads,
         _ dy: Heads, _ logSumExp: UnsafeMutablePointer<Float>
     ) throws(GAError) {
+        guard batch * time > 0 else { return }
         let rowsOfBlock = blocks.count(0)
         // The scores first, where the output is too before them; their gradient; one number per row.
         let scoreFloats = rowsOfBlock * max(time, channels)

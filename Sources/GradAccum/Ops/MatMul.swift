@@ -16,24 +16,27 @@ public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
     guard out.elementCount > 0 else { return out.recorded("matmul", from: [a, b], reading: []) { _, _ in } }
     let leftOffsets = batchOffsets(a, batch)
     let rightOffsets = batchOffsets(b, batch)
-    try products(Array(0..<leftOffsets.count)) { (i, _) throws(GAError) in
-        try MatrixProduct(m: m, n: n, k: k).run(
+    try products(Array(0..<leftOffsets.count), MatrixProduct(m: m, n: n, k: k)) { i in
+        (
             Matrix(out.floats + i * m * n, row: n), Matrix(left.floats + leftOffsets[i], row: k),
-            Matrix(right.floats + rightOffsets[i], row: n))
+            Matrix(right.floats + rightOffsets[i], row: n)
+        )
     }
     return out.recorded("matmul", from: [a, b], reading: [left, right]) { dy, gradients throws(GAError) in
         try gradients.add(to: 0) { (da, accumulate) throws(GAError) in
-            try products(leftOffsets) { (i, first) throws(GAError) in
-                try MatrixProduct(m: m, n: k, k: n, accumulate: first ? accumulate : 1).run(
+            try products(leftOffsets, MatrixProduct(m: m, n: k, k: n, accumulate: accumulate)) { i in
+                (
                     Matrix(da + leftOffsets[i], row: k), Matrix(dy.floats + i * m * n, row: n),
-                    Matrix(right.floats + rightOffsets[i], row: n).transposed)
+                    Matrix(right.floats + rightOffsets[i], row: n).transposed
+                )
             }
         }
         try gradients.add(to: 1) { (db, accumulate) throws(GAError) in
-            try products(rightOffsets) { (i, first) throws(GAError) in
-                try MatrixProduct(m: k, n: n, k: m, accumulate: first ? accumulate : 1).run(
+            try products(rightOffsets, MatrixProduct(m: k, n: n, k: m, accumulate: accumulate)) { i in
+                (
                     Matrix(db + rightOffsets[i], row: n), Matrix(left.floats + leftOffsets[i], row: k).transposed,
-                    Matrix(dy.floats + i * m * n, row: n))
+                    Matrix(dy.floats + i * m * n, row: n)
+                )
             }
         }
     }
@@ -55,20 +58,30 @@ private func batchOffsets(_ operand: Tensor, _ batch: [Int]) -> [Int] {
     }
 }
 
-/// Runs `body(i, first)` for products whose outputs lie at `offsets`: those that share an output one after another in
-/// batch order, which is sample order. Many outputs are shared among the threads, which few are too small for alone.
+/// Computes products of one size, `matrices(i)` with their output first, whose outputs lie at `offsets`: those that share
+/// an output one after another in batch order, which is sample order.
 private func products(
-    _ offsets: [Int], _ body: (Int, Bool) throws(GAError) -> Void
+    _ offsets: [Int], _ product: MatrixProduct, _ matrices: (Int) -> (Matrix, Matrix, Matrix)
 ) throws(GAError) {
     var sharing: [Int: [Int]] = [:]
     for (i, offset) in offsets.enumerated() { sharing[offset, default: []].append(i) }
     let groups = sharing.keys.sorted().map { sharing[$0]! }
-    func run(_ group: Int) throws(GAError) {
-        for (turn, i) in groups[group].enumerated() { try body(i, turn == 0) }
-    }
+    var next = product
+    next.accumulate = 1
+    // Few outputs are each shared out among the threads, many are dealt out to them.
     guard groups.count >= Runtime.numThreads else {
-        for group in groups.indices { try run(group) }
+        for group in groups {
+            for (turn, i) in group.enumerated() {
+                let (c, a, b) = matrices(i)
+                try (turn == 0 ? product : next).run(c, a, b)
+            }
+        }
         return
     }
-    try Runtime.parallel(tiles: groups.count, run)
+    try Runtime.parallel(tiles: groups.count, scratch: product.scratch()) { [next] tile, scratch in
+        for (turn, i) in groups[tile].enumerated() {
+            let (c, a, b) = matrices(i)
+            (turn == 0 ? product : next).runAlone(c, a, b, scratch)
+        }
+    }
 }

@@ -72,7 +72,7 @@ struct Blocks {
         let fewest = Blocks(length, largest: largest)
         func span(_ blocks: Blocks) -> Int { (blocks.count * times + threads - 1) / threads * blocks.size }
         var best = fewest
-        for more in 1...(2 * threads) {
+        for more in 1...min(2 * threads, 64) {
             let next = Blocks(length, count: fewest.count + more)
             if Double(span(next)) < 0.98 * Double(span(best)) { best = next }
         }

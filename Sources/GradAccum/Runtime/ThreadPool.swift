@@ -4,8 +4,8 @@ import Synchronization
 
 /// Workers that share the tiles of one loop with the thread that asks for it.
 ///
-/// Started on first use, sized by ``Runtime``, and made anew in the child of a `fork()`. A loop's tile grid
-/// depends on shapes only, and a tile on nothing but its number, so results do not depend on who ran it.
+/// Started on first use, sized by ``Runtime``, and made anew in the child of a `fork()`. What a tile computes
+/// depends on nothing but its number, so results do not depend on who ran it.
 final class ThreadPool: @unchecked Sendable {
     /// What is run for a tile; the second number tells apart those who run tiles of one loop, and is less than their count.
     typealias Body = (_ tile: Int, _ worker: Int) throws(GAError) -> Void
@@ -50,12 +50,14 @@ final class ThreadPool: @unchecked Sendable {
         mutex.deallocate()
     }
 
+    /// Whether this thread is a worker, which runs tiles of its own alone.
+    static var isInTile: Bool { shims_thread_slot(Int32(SHIMS_SLOT_IN_TILE)) != nil }
+
     /// Runs `body` for every tile; the first error that a tile throws is thrown once all have ended.
     ///
     /// The caller has entered the compute mode, as the workers have.
     func run(tiles: Int, _ body: Body) throws(GAError) {
-        let inTile = shims_thread_slot(Int32(SHIMS_SLOT_IN_TILE)) != nil
-        guard tiles > 1, workerCount > 0, !inTile, !busy.exchange(true, ordering: .acquiring) else {
+        guard tiles > 1, workerCount > 0, !ThreadPool.isInTile, !busy.exchange(true, ordering: .acquiring) else {
             for tile in 0..<tiles { try body(tile, 0) }
             return
         }
