@@ -7,6 +7,13 @@ private let mostWords = 48 * 1024 / panelColumns
 private let panelColumns = 16 * tileVectors
 private let panelRows = 48
 
+/// Rows that go through all panels before the next, so that their part of `a` stays in the second-level cache; whole panels.
+@inline(always)
+private func rowsOfBlock(words: Int) -> Int {
+    let panels = 64 * 1024 / (panelRows &* (words &+ 1))
+    return panelRows &* (panels > 0 ? panels : 1)
+}
+
 /// The sums of a tile.
 private typealias Sums = InlineArray<24, Vector>
 
@@ -80,10 +87,6 @@ private struct Panel<W: Words> {
             a += 4 &* aWord
             b += ldb
         }
-        if let rounded {
-            round(sums, rounded + row &* ldrounded, rows: rows, vectors: vectors, lanes: lanes)
-            return
-        }
         for i in 0..<rows {
             for j in 0..<vectors {
                 store(
@@ -91,17 +94,14 @@ private struct Panel<W: Words> {
                     Lanes(first: j &* 16, of: lanes))
             }
         }
+        if let rounded { round(row: row, rows: rows, columns: 16 &* (vectors &- 1) &+ lanes, to: rounded) }
     }
 
-    /// Stores sums in bfloat16. Not inlined: what calls it is as large as the compiler optimises well.
+    /// Gives the sums of a tile in bfloat16, while they are in the first-level cache. Not inlined: what calls it is as large
+    /// as the compiler optimises well.
     @inline(never)
-    private func round(_ sums: Sums, _ out: UnsafeMutablePointer<UInt16>, rows: Int, vectors: Int, lanes: Int) {
-        for i in 0..<rows {
-            for j in 0..<vectors {
-                store(
-                    toBF16(sums[unchecked: i &* vectors &+ j]), out + i &* ldrounded, Lanes(first: j &* 16, of: lanes))
-            }
-        }
+    private func round(row: Int, rows: Int, columns: Int, to rounded: UnsafeMutablePointer<UInt16>) {
+        for i in row..<(row &+ rows) { fromF32(rounded + i &* ldrounded, SHIMS_BF16, c + i &* ldc, Int64(columns)) }
     }
 
     /// Computes all rows of whole vectors of columns, as many as a tile has.
@@ -154,7 +154,7 @@ private struct Scratch {
     let b, a, total: Int
     /// Words that are packed at a time.
     let words: Int
-    /// Of the sums, where `c` cannot hold them from one part of k to the next; else 0.
+    /// Of the sums, where `c` cannot hold them; else 0.
     let ldc: Int
 
     init<W: Words>(_: W.Type, m: Int, n: Int, k: Int, _ formatOfC: shims_format, readsA: Bool) {
@@ -165,7 +165,7 @@ private struct Scratch {
         words = ((all &+ parts &- 1) / parts &+ 15) & ~15
         b = columns &* words
         a = readsA ? 0 : rows &* words
-        ldc = formatOfC.rawValue == SHIMS_F32.rawValue || parts == 1 ? 0 : columns
+        ldc = formatOfC.rawValue == SHIMS_F32.rawValue ? 0 : columns
         total = b &+ a &+ m &* ldc
     }
 }
@@ -221,17 +221,23 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
             a.packPanels(W.self, packedA, width: panelRows, lines: m, first: first, end: end)
         }
         b.packPanels(W.self, packedB, width: panelColumns, lines: n, first: first, end: end)
-        var column = 0
-        while column < n {
-            let isWide = column &+ panelColumns <= n
-            let width = isWide ? panelColumns : n &- column < 16 ? n &- column : 16
-            let panel = Panel<W>(
-                c: sums + column, ldc: ldc, a: aAddress, aRow: aRow, b: UnsafePointer(packedB + column &* words),
-                ldb: isWide ? panelColumns : 16, rows: m, words: words, bias: product.bias.map { $0 + column },
-                rounded: isRounded && end == k ? halves + column : nil, ldrounded: Int(product.ldc),
-                accumulate: product.accumulate != 0 || first > 0)
-            if isWide { panel.computeWide() } else { panel.computeNarrow(lanes: width) }
-            column &+= width
+        let block = rowsOfBlock(words: words)
+        var row = 0
+        while row < m {
+            var column = 0
+            while column < n {
+                let isWide = column &+ panelColumns <= n
+                let width = isWide ? panelColumns : n &- column < 16 ? n &- column : 16
+                let panel = Panel<W>(
+                    c: sums + (row &* ldc &+ column), ldc: ldc, a: aAddress + 4 &* row &* (aRow > 0 ? aRow : words),
+                    aRow: aRow, b: UnsafePointer(packedB + column &* words), ldb: isWide ? panelColumns : 16,
+                    rows: row &+ block < m ? block : m &- row, words: words, bias: product.bias.map { $0 + column },
+                    rounded: isRounded && end == k ? halves + (row &* Int(product.ldc) &+ column) : nil,
+                    ldrounded: Int(product.ldc), accumulate: product.accumulate != 0 || first > 0)
+                if isWide { panel.computeWide() } else { panel.computeNarrow(lanes: width) }
+                column &+= width
+            }
+            row &+= block
         }
         first = end
     } while first < k

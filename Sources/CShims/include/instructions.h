@@ -4,9 +4,10 @@
 #ifndef SHIMS_INSTRUCTIONS_H
 #define SHIMS_INSTRUCTIONS_H
 
-/* Begins to bring a line of memory, which need not exist, into the first-level cache. */
+/* Begins to bring a line of memory, which need not exist, into the second-level cache: rows that lie far apart would
+ * drive each other out of the first. */
 static inline __attribute__((always_inline)) void shims_prefetch(const void *_Nonnull address) {
-    __builtin_prefetch(address);
+    __builtin_prefetch(address, 0, 2);
 }
 
 #if defined(__AVX512BF16__) && defined(__clang__)
