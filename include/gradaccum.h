@@ -433,6 +433,31 @@ void ga_optimizer_free(ga_optimizer *optimizer);
 ga_status ga_optimizer_set_learning_rate(ga_optimizer *optimizer, double learning_rate);
 ga_status ga_optimizer_learning_rate(const ga_optimizer *optimizer, double *out);
 
+/* ====== Splitting a batch =============================================================================== */
+/*
+ * Cuts a batch of samples into micro-batches of consecutive samples: micro-batch i holds the samples
+ * boundaries[i] ... boundaries[i + 1] - 1. boundaries has one entry more than there are micro-batches, the first 0 and
+ * the last samples.
+ * boundaries: has room for capacity numbers, of which samples + 1 are always enough; NULL to get out_count alone.
+ * out_count: the number of micro-batches.
+ * Errors: INVALID_ARGUMENT for a batch of no samples, and if capacity is too small.
+ */
+
+/* Into micro_batches, in 1 ... samples, of sizes that differ by 1 at most, the larger ones first. */
+ga_status ga_split_by_count(int64_t *boundaries, int64_t capacity, int64_t *out_count, int64_t samples,
+                            int64_t micro_batches);
+
+/* Into micro-batches of size samples, at least 1, and a smaller one at the end if that does not divide the batch. */
+ga_status ga_split_by_size(int64_t *boundaries, int64_t capacity, int64_t *out_count, int64_t samples, int64_t size);
+
+/*
+ * Into micro-batches of as many samples as fit token_budget, at least 1. lengths: the tokens of each sample.
+ * padded: 1 if samples are padded to the longest of their micro-batch and all of it counts, else 0.
+ * Errors: INVALID_ARGUMENT for a sample that is longer than the budget or has a negative length.
+ */
+ga_status ga_split_by_tokens(int64_t *boundaries, int64_t capacity, int64_t *out_count, const int64_t *lengths,
+                             int64_t samples, int64_t token_budget, int32_t padded);
+
 /* ====== Accumulation ==================================================================================== */
 
 typedef struct ga_accumulator ga_accumulator;

@@ -348,6 +348,37 @@ for value in (NAN, INF, -0.1):
         changed("ga_optimizer_set_learning_rate", 1, value)
     )
 
+# ------ splitting ------
+
+for function in ("ga_split_by_count", "ga_split_by_size"):
+    for samples in (0, -1, I64_MIN):
+        case(f"{function}: samples {samples}", INVALID_ARGUMENT, "samples")(changed(function, 3, samples))
+for samples in (0, -1, I64_MIN, I64_MAX):
+    case(f"ga_split_by_tokens: samples {samples}", INVALID_ARGUMENT, "samples")(
+        changed("ga_split_by_tokens", 4, samples)
+    )
+for value in (0, -1, 8, I64_MIN, I64_MAX):
+    case(f"ga_split_by_count: micro_batches {value}", INVALID_ARGUMENT, "micro_batches")(
+        changed("ga_split_by_count", 4, value)
+    )
+for value in (0, -1, I64_MIN):
+    case(f"ga_split_by_size: size {value}", INVALID_ARGUMENT, "size")(changed("ga_split_by_size", 4, value))
+for value in (0, -1, 4, I64_MIN):
+    case(f"ga_split_by_tokens: token_budget {value}", INVALID_ARGUMENT, "token_budget")(
+        changed("ga_split_by_tokens", 5, value)
+    )
+for value in (-1, 7, I64_MIN, I64_MAX):
+    case(f"ga_split_by_tokens: length {value}", INVALID_ARGUMENT, "lengths[2]")(
+        changed("ga_split_by_tokens", 3, sizes(3, 3, value, 5))
+    )
+case("ga_split_by_tokens: padded", INVALID_ARGUMENT, "padded")(changed("ga_split_by_tokens", 6, 2))
+for function in ("ga_split_by_count", "ga_split_by_size", "ga_split_by_tokens"):
+    for capacity in (3, 0, -1, I64_MIN):
+        case(f"{function}: capacity {capacity}", INVALID_ARGUMENT, "capacity")(changed(function, 1, capacity))
+case("ga_split_by_count: more micro-batches than memory", INVALID_ARGUMENT, "capacity")(
+    lambda w: ("ga_split_by_count", sizes(0), 1, sizes(0), I64_MAX, I64_MAX)
+)
+
 # ------ accumulation ------
 
 case("ga_accumulator_create: the optimizer has one", STATE, "optimizer")(

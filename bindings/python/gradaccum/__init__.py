@@ -66,6 +66,7 @@ from .runtime import (
     set_num_threads,
     version,
 )
+from .splitting import MicroBatch, split, split_ranges
 from .tensor import (
     DType,
     Scope,

@@ -212,6 +212,10 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_optimizer_free": (None, (_handle,)),
     "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
     "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),
+    # Splitting a batch
+    "ga_split_by_count": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
+    "ga_split_by_size": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
+    "ga_split_by_tokens": (_Status, (_int64s, c_int64, _int64s, _int64s, c_int64, c_int64, c_int32)),
     # Accumulation
     "ga_accumulator_create": (_Status, (_handles, _handle, POINTER(AccumulatorOptions))),
     "ga_accumulator_free": (None, (_handle,)),
