@@ -467,10 +467,21 @@ typedef struct ga_accumulator_options {
     int32_t loss_reduction;     /* what a loss is: GA_REDUCTION_SUM over its weight, or GA_REDUCTION_MEAN  */
     int64_t accumulation_steps; /* micro-batches after which a step is due, at least 1                    */
     double max_grad_norm;       /* clip the global norm to this; 0 does not clip                          */
+    double max_grad_value;      /* clip each element to this magnitude; 0 does not clip                   */
+    double agc_clipping;        /* clip each unit's norm to this times that of its parameter (0.01 is     */
+    double agc_eps;             /* usual), or times agc_eps where that is larger; 0 does not clip         */
 } ga_accumulator_options;
-#define GA_ACCUMULATOR_OPTIONS_INIT { sizeof(ga_accumulator_options), GA_REDUCTION_SUM, 1, 0.0 }
+#define GA_ACCUMULATOR_OPTIONS_INIT { sizeof(ga_accumulator_options), GA_REDUCTION_SUM, 1, 0.0, 0.0, 0.0, 1e-3 }
 
-/* Creates the accumulator of an optimizer. options NULL takes the defaults. Errors: STATE if it has one. */
+/*
+ * Creates the accumulator of an optimizer. options NULL takes the defaults.
+ * The mean gradient of a window is clipped once, at its step, in one way: as torch.nn.utils.clip_grad_norm_
+ * (max_grad_norm) or clip_grad_value_ (max_grad_value), or adaptively (agc_clipping; Brock et al., arXiv 2102.06171),
+ * where a unit is what one index of the leading axis has, such as the weights of one output of ga_linear; a parameter
+ * of less than two axes is one unit.
+ * Errors: STATE if the optimizer has an accumulator; INVALID_ARGUMENT for an option outside of its range, or more than
+ * one way to clip.
+ */
 ga_status ga_accumulator_create(ga_accumulator **out, ga_optimizer *optimizer,
                                 const ga_accumulator_options *options);
 void ga_accumulator_free(ga_accumulator *accumulator);
@@ -514,7 +525,7 @@ typedef struct ga_report {
     double weight;         /* total of the window                                                         */
     int64_t micro_batches; /* in the window                                                               */
     double gradient_norm;  /* global 2-norm of the mean gradient, before clipping                         */
-    double clip_factor;    /* what the gradient was multiplied with: 1 if nothing was clipped             */
+    double clip_factor;    /* the norm after clipping over the norm before: 1 if nothing was clipped       */
     double learning_rate;  /* of this update                                                              */
     int64_t update_count;  /* applied updates so far                                                      */
 } ga_report;
@@ -526,6 +537,13 @@ typedef struct ga_report {
  * and is no error: outcome says so. Errors: STATE if the window is empty.
  */
 ga_status ga_step(ga_accumulator *accumulator, ga_report *report);
+
+/*
+ * Writes the 2-norm of each parameter's mean gradient in the window of the last step, before clipping, in the
+ * optimizer's order: 0 where nothing was added or nothing weighed, not finite where the gradient is not.
+ * count: the optimizer's number of parameters. Errors: INVALID_ARGUMENT if it is another; STATE before the first step.
+ */
+ga_status ga_gradient_norms(const ga_accumulator *accumulator, double *out, int64_t count);
 
 /* Drops what was accumulated; parameters, optimizer state and counters stay as they are. */
 ga_status ga_zero(ga_accumulator *accumulator);

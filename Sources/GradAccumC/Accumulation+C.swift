@@ -11,13 +11,16 @@ public func ga_accumulator_create(
         let chosen = try options(
             given,
             or: ga_accumulator_options(
-                struct_size: 0, loss_reduction: GA_REDUCTION_SUM, accumulation_steps: 1, max_grad_norm: 0))
+                struct_size: 0, loss_reduction: GA_REDUCTION_SUM, accumulation_steps: 1, max_grad_norm: 0,
+                max_grad_value: 0, agc_clipping: 0, agc_eps: 1e-3),
+            firstVersion: 24)
         let steps = Int(chosen.accumulation_steps)
         let accumulator = try Accumulator(
             try optimizer(optimizerHandle),
             Accumulator.Options(
                 lossReduction: try constant(chosen.loss_reduction, "loss_reduction"), accumulationSteps: steps,
-                maxGradNorm: chosen.max_grad_norm == 0 ? nil : chosen.max_grad_norm))
+                maxGradNorm: unlessZero(chosen.max_grad_norm), maxGradValue: unlessZero(chosen.max_grad_value),
+                agcClipping: unlessZero(chosen.agc_clipping), agcEps: chosen.agc_eps))
         out.pointee = try HandleTable.shared.insert(accumulator, .accumulator)
     }
 }
@@ -70,6 +73,23 @@ public func ga_step(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<ga_rep
     }
 }
 
+@_cdecl("ga_gradient_norms") @implementation
+public func ga_gradient_norms(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<Double>!, _ count: Int64)
+    -> ga_status
+{
+    guarded { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        let out = try required(out, "out")
+        let norms = try accumulator.gradientNorms()
+        guard count == norms.count else {
+            throw GAError(
+                .invalidArgument,
+                "count is \(count), but the optimizer has \(norms.count) parameters: make room for those")
+        }
+        out.update(from: norms, count: norms.count)
+    }
+}
+
 @_cdecl("ga_zero") @implementation
 public func ga_zero(_ handle: OpaquePointer!) -> ga_status {
     guarded { () throws(GAError) in try accumulator(handle).zero() }
@@ -81,6 +101,9 @@ public func ga_accumulated_gradient(
 ) -> ga_status {
     making(out) { () throws(GAError) in try accumulator(handle).accumulatedGradient(Int(index)) }
 }
+
+/// An option that 0 turns off.
+private func unlessZero(_ value: Double) -> Double? { value == 0 ? nil : value }
 
 private func accumulator(_ handle: OpaquePointer?) throws(GAError) -> Accumulator {
     try borrow(handle, .accumulator, "accumulator")

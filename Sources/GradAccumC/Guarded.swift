@@ -59,10 +59,13 @@ func flag(_ value: Int32, _ argument: StaticString) throws(GAError) -> Bool {
 
 /// Reads an options struct of a program that may be older or newer than the library, over the defaults.
 ///
-/// A struct of an older version keeps the defaults of what it lacks; a larger one is refused unless its tail is zero.
-func options<Options>(_ given: UnsafePointer<Options>?, or defaults: Options) throws(GAError) -> Options {
+/// A struct of an older version, of at least `firstVersion` bytes, keeps the defaults of what it lacks; a larger one is
+/// refused unless its tail is zero.
+func options<Options>(
+    _ given: UnsafePointer<Options>?, or defaults: Options, firstVersion: Int = MemoryLayout<Options>.size
+) throws(GAError) -> Options {
     guard let given else { return defaults }
-    let size = try structSize(UnsafeRawPointer(given), of: Options.self, "options")
+    let size = try structSize(UnsafeRawPointer(given), of: Options.self, firstVersion: firstVersion, "options")
     var result = defaults
     withUnsafeMutableBytes(of: &result) { bytes in
         bytes.baseAddress!.copyMemory(from: given, byteCount: min(size, bytes.count))
@@ -71,8 +74,11 @@ func options<Options>(_ given: UnsafePointer<Options>?, or defaults: Options) th
 }
 
 /// Writes a struct of results to a caller whose struct may be smaller or larger; its struct_size stays.
-func store<Results>(_ results: Results, to out: UnsafeMutablePointer<Results>) throws(GAError) {
-    let size = try structSize(UnsafeRawPointer(out), of: Results.self, "out", zeroTail: false)
+func store<Results>(
+    _ results: Results, to out: UnsafeMutablePointer<Results>, firstVersion: Int = MemoryLayout<Results>.size
+) throws(GAError) {
+    let size = try structSize(
+        UnsafeRawPointer(out), of: Results.self, firstVersion: firstVersion, "out", zeroTail: false)
     withUnsafeBytes(of: results) { bytes in
         let sizeField = MemoryLayout<UInt32>.size
         (UnsafeMutableRawPointer(out) + sizeField).copyMemory(
@@ -89,7 +95,8 @@ func structSize<Struct>(
 ) throws(GAError) -> Int {
     let size = Int(given.loadUnaligned(as: UInt32.self))
     let known = MemoryLayout<Struct>.size
-    guard size >= firstVersion && size <= 4096 else {
+    // No version ends within a field, and fields have 8 bytes since the first.
+    guard size >= firstVersion && size <= 4096 && (size >= known || size % 8 == 0) else {
         throw GAError(
             .invalidArgument,
             "\(argument): struct_size is \(size), and this library's struct has \(known) bytes: use its _INIT macro")

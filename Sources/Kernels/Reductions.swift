@@ -110,6 +110,31 @@ func foldSumOfSquares(_ x: UnsafeMutablePointer<Float>, _ y: UnsafePointer<Float
     return sumOfSquares(n, fold)
 }
 
+/// `x[i]` becomes `scale * x[i]`, moved into `-limit ... limit`. `squares` gets two sums of squares in double precision:
+/// of what it was before that move, and after.
+func clipValues(
+    _ x: UnsafeMutablePointer<Float>, _ scale: Float, _ limit: Float, _ squares: UnsafeMutablePointer<Double>,
+    _ n: Int64
+) {
+    let (low, high) = (Vector(repeating: -limit), Vector(repeating: limit))
+    @inline(always)
+    func clip(_ sums: inout (before: DoubleVector, after: DoubleVector), _ lanes: Lanes) {
+        let scaled = load(x, lanes) * scale
+        let clipped = larger(smaller(scaled, high), low)
+        store(clipped, x, lanes)
+        addSquares(padded(scaled, lanes), to: &sums.before)
+        addSquares(padded(clipped, lanes), to: &sums.after)
+    }
+    @inline(always)
+    func join(_ a: DoubleVector, _ b: DoubleVector) -> DoubleVector { (a.low + b.low, a.high + b.high) }
+    let zero: DoubleVector = (.zero, .zero)
+    let sums = accumulateLanes(
+        (before: zero, after: zero), Int(n), room: 0, clip,
+        join: { (before: join($0.before, $1.before), after: join($0.after, $1.after)) })
+    squares[0] = sumOfLanes(sums.before)
+    squares[1] = sumOfLanes(sums.after)
+}
+
 /// The sum of `(a[i] - b[i])^2`, the differences in single and the sum in double precision.
 func squaredError(_ a: UnsafePointer<Float>, _ b: UnsafePointer<Float>, _ n: Int64) -> Double {
     @inline(always)

@@ -15,6 +15,7 @@ public func makeKernelTable() -> shims_kernel_table {
         sum: sum,
         sum_of_squares: sumOfSquares,
         fold_sum_of_squares: foldSumOfSquares,
+        clip_values: clipValues,
         squared_error: squaredError,
         scaled_difference: scaledDifference,
         dot_rows: dotRows,

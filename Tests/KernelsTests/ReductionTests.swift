@@ -33,6 +33,29 @@ final class ReductionTests: KernelTestCase {
         }
     }
 
+    func testClippedValuesAndTheirSquares() {
+        var random = SplitMix64(25)
+        for build in Build.all {
+            for n in lengths {
+                for limit in [Float(0.01), 0.3, 10] {
+                    let numbers = random.floats(n)
+                    let x = Buffer(numbers)
+                    var squares = [-1.0, -1.0]
+                    build.kernels.clip_values(x.pointer, 0.75, limit, &squares, Int64(n))
+                    let scaled = numbers.map { $0 * 0.75 }
+                    let clipped = scaled.map { min(max($0, -limit), limit) }
+                    let context = "\(build.name) n=\(n) limit=\(limit)"
+                    expectSameBits(x.elements, clipped, context)
+                    for (found, values) in zip(squares, [scaled, clipped]) {
+                        let expected = values.reduce(0) { $0 + Double($1) * Double($1) }
+                        XCTAssertEqual(found, expected, accuracy: 1e-12 * expected, context)
+                    }
+                    if clipped == scaled { XCTAssertEqual(squares[0], squares[1], "the same sum, to the bit") }
+                }
+            }
+        }
+    }
+
     func testSumOfSquaresIsFiniteExactlyIfEveryNumberIs() {
         var random = SplitMix64(21)
         for build in Build.all {

@@ -52,11 +52,14 @@ int main(void) {
     EXPECT(adamw.eps == 1e-8 && offsetof(ga_adamw_options, eps) == 32);
     EXPECT(adamw.weight_decay == 1e-2 && offsetof(ga_adamw_options, weight_decay) == 40);
 
-    EXPECT(window.struct_size == sizeof window && sizeof window == 24);
+    EXPECT(window.struct_size == sizeof window && sizeof window == 48);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);
     EXPECT(offsetof(ga_accumulator_options, loss_reduction) == 4);
     EXPECT(window.accumulation_steps == 1 && offsetof(ga_accumulator_options, accumulation_steps) == 8);
     EXPECT(window.max_grad_norm == 0.0 && offsetof(ga_accumulator_options, max_grad_norm) == 16);
+    EXPECT(window.max_grad_value == 0.0 && offsetof(ga_accumulator_options, max_grad_value) == 24);
+    EXPECT(window.agc_clipping == 0.0 && offsetof(ga_accumulator_options, agc_clipping) == 32);
+    EXPECT(window.agc_eps == 1e-3 && offsetof(ga_accumulator_options, agc_eps) == 40);
 
     EXPECT(report.struct_size == sizeof report && sizeof report == 64);
     EXPECT(report.outcome == GA_STEP_APPLIED && offsetof(ga_report, outcome) == 4);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import c_int32
+from ctypes import c_double, c_int32
 
 import numpy as np
 from gradaccum import _ffi
@@ -391,6 +391,13 @@ for field, value in (
     ("accumulation_steps", -1),
     ("max_grad_norm", -1.0),
     ("max_grad_norm", NAN),
+    ("max_grad_value", -1.0),
+    ("max_grad_value", INF),
+    ("max_grad_value", 1e-60),
+    ("agc_clipping", -0.01),
+    ("agc_clipping", NAN),
+    ("agc_eps", 0.0),
+    ("agc_eps", INF),
 ):
     case(f"ga_accumulator_create: {field} {value}", INVALID_ARGUMENT, field)(
         changed("ga_accumulator_create", 2, lambda w, f=field, v=value: _ffi.AccumulatorOptions(**{f: v}))
@@ -493,6 +500,18 @@ for dtype in (0, 6, -1):
 for value in (NAN, INF):
     case(f"ga_accumulate_gradients: loss {value}", NON_FINITE, "loss")(
         changed("ga_accumulate_gradients", 4, value)
+    )
+case("ga_accumulator_create: two ways to clip", INVALID_ARGUMENT, "max_grad_value", "choose one")(
+    changed(
+        "ga_accumulator_create", 2, lambda w: _ffi.AccumulatorOptions(max_grad_norm=1.0, max_grad_value=1.0)
+    )
+)
+case("ga_gradient_norms: before the first step", STATE, "step")(
+    lambda w: ("ga_gradient_norms", w.accumulator, (c_double * 2)(), 2)
+)
+for count in (-1, 0, 1, 3, I64_MAX):
+    case(f"ga_gradient_norms: count {count}", INVALID_ARGUMENT, "count")(
+        changed("ga_gradient_norms", 2, count)
     )
 case("ga_step: empty window", STATE, "window")(lambda w: ("ga_step", w.accumulator, _ffi.Report()))
 for index in (-1, 2, I64_MIN, I64_MAX):

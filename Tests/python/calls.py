@@ -111,6 +111,10 @@ class World:
         ok(raw.ga_accumulate(self.accumulator, self.loss(), 2.0))
         return self.accumulator
 
+    def stepped(self) -> int:
+        ok(raw.ga_step(self.filled_window(), None))
+        return self.accumulator
+
     def check(self) -> None:
         """Everything of this world still works: a whole window, on any state that it was left in."""
         ok(raw.ga_accumulate(self.accumulator, self.loss(), 2.0))
@@ -222,6 +226,7 @@ VALID: dict[str, Arguments] = {
     "ga_accumulate_gradients": lambda w: [w.accumulator, w.gradient_pointers(), 2, F32, 1.0, 2.0],
     "ga_step_due": lambda w: [w.accumulator, patterned(c_int32)],
     "ga_step": lambda w: [w.filled_window(), _ffi.Report()],
+    "ga_gradient_norms": lambda w: [w.stepped(), patterned(c_double * 2), 2],
     "ga_zero": lambda w: [w.accumulator],
     "ga_accumulated_gradient": lambda w: [out(), w.filled_window(), 0],
 }

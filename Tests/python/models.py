@@ -178,6 +178,7 @@ class Model:
             report = self.accumulator.step()
             assert not report.skipped
             digest.update(np.array([report.weight, report.gradient_norm, report.clip_factor]).tobytes())
+            digest.update(self.accumulator.gradient_norms().tobytes())
         for array in self.weights():
             digest.update(array)
         return digest.hexdigest()

@@ -54,6 +54,14 @@ MODELS: dict[str, Callable[[], tuple[Model, Arrays]]] = {
         gpt_data(9, 1, 17),
     ),
     "mlp": lambda: (Model(mlp_arrays(13, 29, 31, 7), mlp_loss, max_grad_norm=0.1), mlp_data(37, 13, 7)),
+    "mlp_clipped_by_value": lambda: (
+        Model(mlp_arrays(13, 29, 31, 7), mlp_loss, max_grad_value=1e-3),
+        mlp_data(37, 13, 7),
+    ),
+    "mlp_clipped_adaptively": lambda: (
+        Model(mlp_arrays(13, 29, 31, 7), mlp_loss, agc_clipping=0.02),
+        mlp_data(37, 13, 7),
+    ),
     "mlp_wide": lambda: (Model(mlp_arrays(301, 517, 10), mlp_loss), mlp_data(23, 301, 10)),
     "mlp_scalar": lambda: (
         Model(mlp_arrays(1, 1, 2), mlp_loss, optimizer=ga.SGD, options={"momentum": 0.9}),

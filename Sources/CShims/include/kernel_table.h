@@ -88,6 +88,8 @@ typedef struct shims_kernel_table {
     double (*_Nonnull sum_of_squares)(const float *_Nonnull x, int64_t n);
     /* x[i] += y[i], returning the sum of squares of the results. */
     double (*_Nonnull fold_sum_of_squares)(float *_Nonnull x, const float *_Nonnull y, int64_t n);
+    /* x[i] = scale * x[i] moved into -limit ... limit; squares gets the sums of squares before that move and after. */
+    void (*_Nonnull clip_values)(float *_Nonnull x, float scale, float limit, double *_Nonnull squares, int64_t n);
     /* The sum of (a[i] - b[i])^2 in a fixed order that depends on n alone, in double. */
     double (*_Nonnull squared_error)(const float *_Nonnull a, const float *_Nonnull b, int64_t n);
     /* out[i] (+)= scale * (a[i] - b[i]) */

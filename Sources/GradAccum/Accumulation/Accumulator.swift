@@ -10,13 +10,27 @@ public final class Accumulator {
         public var lossReduction: Reduction
         /// Micro-batches after which a step is due.
         public var accumulationSteps: Int
-        /// The largest global norm of the mean gradient; nil does not clip.
+        /// The largest global norm of the mean gradient; nil does not clip by it.
         public var maxGradNorm: Double?
+        /// The largest magnitude of an element of the mean gradient; nil does not clip by it.
+        public var maxGradValue: Double?
+        /// Adaptive gradient clipping (Brock et al., arXiv 2102.06171): the largest norm of a unit's mean gradient over
+        /// that of the unit itself, 0.01 in the paper; nil does not clip by it. A unit is what one index of the leading
+        /// axis has, such as the weights of one output of a linear layer; with less than two axes it is the whole.
+        public var agcClipping: Double?
+        /// The least norm that a unit is taken to have, so that zeros can be trained.
+        public var agcEps: Double
 
-        public init(lossReduction: Reduction = .sum, accumulationSteps: Int = 1, maxGradNorm: Double? = nil) {
+        public init(
+            lossReduction: Reduction = .sum, accumulationSteps: Int = 1, maxGradNorm: Double? = nil,
+            maxGradValue: Double? = nil, agcClipping: Double? = nil, agcEps: Double = 1e-3
+        ) {
             self.lossReduction = lossReduction
             self.accumulationSteps = accumulationSteps
             self.maxGradNorm = maxGradNorm
+            self.maxGradValue = maxGradValue
+            self.agcClipping = agcClipping
+            self.agcEps = agcEps
         }
     }
 
@@ -33,7 +47,10 @@ public final class Accumulator {
 
     public let optimizer: Optimizer
     public let options: Options
+    private let clipping: Clipping
     private var window = Window()
+    /// Per parameter, that of the mean gradient in the window of the last step, before clipping.
+    private var norms: [Double]?
     /// Per parameter, with a place for each of its uses in the graph.
     private let sums: [LeafGradient]
 
@@ -47,11 +64,7 @@ public final class Accumulator {
                 .invalidArgument,
                 "accumulator: accumulation_steps is \(options.accumulationSteps): it must be at least 1")
         }
-        if let limit = options.maxGradNorm, !limit.isFinite || limit <= 0 {
-            throw GAError(
-                .invalidArgument, "accumulator: max_grad_norm is \(limit): it must be finite and above 0, or 0 for none"
-            )
-        }
+        clipping = try Clipping(options)
         self.optimizer = optimizer
         self.options = options
         sums = optimizer.parameters.map { _ in LeafGradient() }
@@ -181,19 +194,21 @@ public final class Accumulator {
             microBatches: window.microBatches, weight: window.weight,
             loss: window.weight > 0 ? window.loss / window.weight : 0, learningRate: optimizer.learningRate)
         defer { drop() }
-        report.outcome = window.weight > 0 ? .applied : .skippedZeroWeight
-        if report.outcome == .applied {
-            let (gradients, norm) = try fold()
-            report.gradientNorm = norm / window.weight
-            if let limit = options.maxGradNorm, norm.isFinite {
-                // The small constant is PyTorch's, in clip_grad_norm_.
-                report.clipFactor = min(1, limit / (report.gradientNorm + 1e-6))
-            }
-            if Float(report.gradientNorm * report.clipFactor).isFinite {
-                try optimizer.apply(gradients, scale: Float(report.clipFactor / window.weight))
+        if window.weight > 0 {
+            let (gradients, squares) = try fold()
+            norms = squares.map { $0.squareRoot() / window.weight }
+            report.gradientNorm = squares.reduce(0, +).squareRoot() / window.weight
+            if let clipped = try clipping.clip(
+                gradients, of: optimizer.parameters, norm: report.gradientNorm, weight: window.weight)
+            {
+                report.clipFactor = clipped.factor
+                try optimizer.apply(gradients, scale: clipped.scale)
             } else {
                 report.outcome = .skippedNonFinite
             }
+        } else {
+            norms = optimizer.parameters.map { _ in 0 }
+            report.outcome = .skippedZeroWeight
         }
         report.updateCount = optimizer.updateCount
         return report
@@ -215,10 +230,10 @@ public final class Accumulator {
         window = Window()
     }
 
-    /// Adds the places of each parameter in their order, and takes the norm of all in the same pass.
+    /// Adds the places of each parameter in their order, and takes the squares of the sums in the same pass.
     ///
-    /// Returns the sums, nil for a parameter that nothing was added to, and their global 2-norm.
-    private func fold() throws(GAError) -> ([Tensor?], Double) {
+    /// Returns the sums, nil for a parameter that nothing was added to, and per parameter the sum of their squares.
+    private func fold() throws(GAError) -> ([Tensor?], squares: [Double]) {
         let totals = sums.map { $0.total?.tensor }
         let pieces = Pieces(totals.map { $0?.elementCount ?? 0 })
         var squares = [Double](repeating: 0, count: pieces.count)
@@ -229,7 +244,20 @@ public final class Accumulator {
                 squares[tile] = sums[index].fold(from: start, count: count)
             }
         }
-        return (totals, squares.reduce(0, +).squareRoot())
+        var perParameter = totals.map { _ in 0.0 }
+        for (piece, square) in squares.enumerated() { perParameter[pieces[piece].index] += square }
+        return (totals, perParameter)
+    }
+
+    /// Per parameter, the 2-norm of its mean gradient in the window of the last step, before clipping.
+    ///
+    /// It is 0 where nothing was added or nothing weighed, and not finite where the gradient is not. Errors: `state` before
+    /// the first step.
+    public func gradientNorms() throws(GAError) -> [Double] {
+        guard let norms else {
+            throw GAError(.state, "gradient_norms: no window has ended yet: take a step first")
+        }
+        return norms
     }
 
     /// A copy of the accumulated sum of parameter `index`.

@@ -17,7 +17,7 @@ public struct WindowReport: Sendable, Equatable {
     public let loss: Double
     /// Global 2-norm of the mean gradient, before clipping.
     public internal(set) var gradientNorm = 0.0
-    /// What the gradient was multiplied with: 1 if nothing was clipped.
+    /// The norm after clipping over the norm before: 1 if nothing was clipped.
     public internal(set) var clipFactor = 1.0
     public let learningRate: Double
     /// Applied updates so far.

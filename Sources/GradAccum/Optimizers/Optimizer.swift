@@ -89,7 +89,7 @@ public final class Optimizer {
 
 /// Arrays of different sizes cut into pieces for one parallel loop.
 struct Pieces {
-    private static let grain = 32768
+    static let grain = 32768
     private var entries: [(index: Int, start: Int, count: Int)] = []
 
     init(_ sizes: [Int]) {

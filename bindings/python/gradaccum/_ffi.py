@@ -98,8 +98,11 @@ class AccumulatorOptions(_Sized):
         ("loss_reduction", c_int32),
         ("accumulation_steps", c_int64),
         ("max_grad_norm", c_double),
+        ("max_grad_value", c_double),
+        ("agc_clipping", c_double),
+        ("agc_eps", c_double),
     ]
-    _defaults_ = (("accumulation_steps", 1),)
+    _defaults_ = (("accumulation_steps", 1), ("agc_eps", 1e-3))
 
 
 class Report(_Sized):
@@ -223,6 +226,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_accumulate_gradients": (_Status, (_handle, _handles, c_int64, c_int32, c_double, c_double)),
     "ga_step_due": (_Status, (_handle, _int32s)),
     "ga_step": (_Status, (_handle, POINTER(Report))),
+    "ga_gradient_norms": (_Status, (_handle, POINTER(c_double), c_int64)),
     "ga_zero": (_Status, (_handle,)),
     "ga_accumulated_gradient": (_Status, (_handles, _handle, c_int64)),
 }

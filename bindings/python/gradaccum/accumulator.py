@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import weakref
 from collections.abc import Sequence
-from ctypes import byref, c_int32, c_void_p
+from ctypes import POINTER, byref, c_double, c_int32, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Report:
     weight: float  # total of the window
     micro_batches: int
     gradient_norm: float  # of the mean gradient, before clipping
-    clip_factor: float
+    clip_factor: float  # the norm after clipping over the norm before
     learning_rate: float
     update_count: int
 
@@ -50,7 +50,12 @@ class Accumulator:
     divides by the total weight of the window.
 
     loss_reduction: what a loss stands for, "sum" over the samples or tokens of its weight, or "mean".
-    max_grad_norm: clips the global norm of the mean gradient; 0 does not clip.
+    The mean gradient is clipped once, at the step, in at most one way; 0 does not clip.
+    max_grad_norm: its global norm, as torch.nn.utils.clip_grad_norm_.
+    max_grad_value: the magnitude of each element, as torch.nn.utils.clip_grad_value_.
+    agc_clipping: the norm of each unit, to this times that of its parameter or agc_eps if that is larger (adaptive
+        gradient clipping, arXiv 2102.06171, with 0.01). A unit is what one index of the leading axis has; a
+        parameter of less than two axes is one.
     """
 
     def __init__(
@@ -59,12 +64,18 @@ class Accumulator:
         *,
         accumulation_steps: int = 1,
         max_grad_norm: float = 0.0,
+        max_grad_value: float = 0.0,
+        agc_clipping: float = 0.0,
+        agc_eps: float = 1e-3,
         loss_reduction: str = "sum",
     ) -> None:
         self.optimizer = optimizer
         options = _ffi.AccumulatorOptions(
             accumulation_steps=accumulation_steps,
             max_grad_norm=max_grad_norm,
+            max_grad_value=max_grad_value,
+            agc_clipping=agc_clipping,
+            agc_eps=agc_eps,
             loss_reduction=reduction_constant("loss_reduction", loss_reduction),
         )
         out = c_void_p()
@@ -150,6 +161,12 @@ class Accumulator:
             learning_rate=report.learning_rate,
             update_count=report.update_count,
         )
+
+    def gradient_norms(self) -> np.ndarray:
+        """The norm of each parameter's mean gradient in the window of the last step, before clipping."""
+        norms = np.empty(len(self.optimizer.parameters))
+        lib.ga_gradient_norms(self.handle, norms.ctypes.data_as(POINTER(c_double)), norms.size)
+        return norms
 
     def zero(self) -> None:
         """Drops what was accumulated."""
