@@ -3,36 +3,70 @@ import GradAccum
 
 /// One row of the table: an optimizer, and its rule written down plainly in double.
 struct OptimizerCase: Sendable {
+    /// A parameter and its state in double.
+    struct Truth {
+        let shape: [Int]
+        var values: [Double]
+        /// As many arrays as the rule wants, made on its first update.
+        var state: [[Double]] = []
+
+        init(_ shape: [Int], _ values: [Double]) {
+            self.shape = shape
+            self.values = values
+        }
+    }
+
+    typealias Reference = @Sendable (inout Truth, _ gradient: [Double], _ update: Int) -> Void
+
     let name: String
     let make: @Sendable ([Tensor]) throws(GAError) -> Optimizer
-    /// Updates one number: (parameter, gradient, state, update) with the update counting from 1.
-    let reference: @Sendable (inout Double, Double, inout [Double], Int) -> Void
+    /// Updates a parameter; updates count from 1.
+    let reference: Reference
+    /// Shapes that reach every path of the rule, a cut into pieces among them.
+    var shapes = [[1], [15], [3, 11], [40_000]]
+    /// The error that a rule in float32 makes in one update, for a parameter of size 1.
+    var errorPerUpdate = 8 * 0x1p-24
 
-    static let all: [OptimizerCase] = [
+    init<Rule: UpdateRule & Sendable>(_ name: String, _ rule: Rule, _ reference: @escaping Reference) {
+        self.name = name
+        make = { parameters throws(GAError) in try Optimizer(parameters, rule) }
+        self.reference = reference
+    }
+
+    /// A rule for one number: (parameter, gradient, two numbers of state, update).
+    init<Rule: UpdateRule & Sendable>(
+        _ name: String, _ rule: Rule,
+        elementwise: @escaping @Sendable (inout Double, Double, inout SIMD2<Double>, Int) -> Void
+    ) {
+        self.init(name, rule) { truth, gradient, update in
+            let count = gradient.count
+            if update == 1 { truth.state = Array(repeating: Array(repeating: 0, count: count), count: 2) }
+            for i in 0..<count {
+                var state = SIMD2(truth.state[0][i], truth.state[1][i])
+                elementwise(&truth.values[i], gradient[i], &state, update)
+                (truth.state[0][i], truth.state[1][i]) = (state[0], state[1])
+            }
+        }
+    }
+
+    static let all = [
         sgd("sgd", SGD(learningRate: 0.1)),
         sgd("sgd with weight decay", SGD(learningRate: 0.1, weightDecay: 0.05)),
         sgd("sgd with momentum", SGD(learningRate: 0.05, momentum: 0.9)),
         sgd("sgd with Nesterov momentum", SGD(learningRate: 0.05, momentum: 0.9, weightDecay: 0.01, nesterov: true)),
-        OptimizerCase(
-            name: "adam", make: { p throws(GAError) in try Optimizer(p, Adam(learningRate: 0.02, weightDecay: 0.1)) }
-        ) {
-            p, g, state, update in
-            let moved = moments(g + 0.1 * p, &state, update, 0.9, 0.999, 1e-8)
-            p -= 0.02 * moved
+        OptimizerCase("adam", Adam(learningRate: 0.02, weightDecay: 0.1)) { p, g, state, update in
+            p -= 0.02 * direction(g + 0.1 * p, &state, update, 0.9, 0.999, 1e-8)
         },
         OptimizerCase(
-            name: "adamw",
-            make: { p throws(GAError) in
-                try Optimizer(p, AdamW(learningRate: 0.02, beta1: 0.8, beta2: 0.95, weightDecay: 0.1))
-            }
+            "adamw", AdamW(learningRate: 0.02, beta1: 0.8, beta2: 0.95, weightDecay: 0.1)
         ) { p, g, state, update in
             p *= 1 - 0.02 * 0.1
-            p -= 0.02 * moments(g, &state, update, 0.8, 0.95, 1e-8)
+            p -= 0.02 * direction(g, &state, update, 0.8, 0.95, 1e-8)
         },
     ]
 
     private static func sgd(_ name: String, _ rule: SGD) -> OptimizerCase {
-        OptimizerCase(name: name, make: { p throws(GAError) in try Optimizer(p, rule) }) { p, g, state, update in
+        OptimizerCase(name, rule) { p, g, state, update in
             let gradient = g + rule.weightDecay * p
             state[0] = update == 1 ? gradient : rule.momentum * state[0] + gradient
             let moved = rule.momentum == 0 ? gradient : rule.nesterov ? gradient + rule.momentum * state[0] : state[0]
@@ -41,8 +75,8 @@ struct OptimizerCase: Sendable {
     }
 
     /// The direction of Adam, and its moments.
-    private static func moments(
-        _ g: Double, _ state: inout [Double], _ update: Int, _ beta1: Double, _ beta2: Double, _ eps: Double
+    private static func direction(
+        _ g: Double, _ state: inout SIMD2<Double>, _ update: Int, _ beta1: Double, _ beta2: Double, _ eps: Double
     ) -> Double {
         state[0] = beta1 * state[0] + (1 - beta1) * g
         state[1] = beta2 * state[1] + (1 - beta2) * g * g

@@ -3,17 +3,17 @@ import XCTest
 
 /// Every row of the table against its rule in double, and against the promises of the window.
 final class OptimizerTests: XCTestCase {
-    private let sizes = [1, 15, 33, 40_000]
-
     /// Gradients of one update, the same for every caller.
-    private func gradients(update: Int) -> [[Float]] {
+    private func gradients(_ shapes: [[Int]], update: Int, scale: Float = 1) -> [[Float]] {
         var generator = SplitMix64(UInt64(100 + update))
-        return sizes.map { size in (0..<size).map { _ in Float.random(in: -1...1, using: &generator) } }
+        return shapes.map { shape in
+            (0..<shape.reduce(1, *)).map { _ in scale * Float.random(in: -1...1, using: &generator) }
+        }
     }
 
-    private func parameters() throws -> [Tensor] {
-        try sizes.enumerated().map { index, size in
-            let tensor = try Tensor.zeros([size])
+    private func parameters(_ shapes: [[Int]]) throws -> [Tensor] {
+        try shapes.enumerated().map { index, shape in
+            let tensor = try Tensor.zeros(shape)
             try tensor.fillUniform(low: -1, high: 1, seed: UInt64(index))
             return tensor
         }
@@ -27,85 +27,123 @@ final class OptimizerTests: XCTestCase {
             gradients: buffers.map { UnsafeRawPointer($0.baseAddress!) }, loss: 0, weight: weight)
     }
 
-    func testParityWithTheRuleInDouble() throws {
-        for row in OptimizerCase.all {
-            let parameters = try parameters()
-            var expected = try parameters.map { try $0.values().map(Double.init) }
-            var state = sizes.map { [[Double]](repeating: [0, 0], count: $0) }
-            let accumulator = try Accumulator(try row.make(parameters))
-            for update in 1...50 {
-                // Twice the gradient with the weight 2: the step divides exactly.
-                let values = gradients(update: update)
-                try add(values.map { $0.map { 2 * $0 } }, to: accumulator, weight: 2)
-                XCTAssertEqual(try accumulator.step().updateCount, update)
-                for (index, value) in values.enumerated() {
-                    for element in value.indices {
-                        row.reference(&expected[index][element], Double(value[element]), &state[index][element], update)
-                    }
-                }
-            }
-            for (parameter, values) in zip(parameters, expected) {
-                for (a, b) in zip(try parameter.values(), values) {
-                    // Each update rounds a handful of times, relative to the parameter and to the step that it takes.
-                    XCTAssertEqual(Double(a), b, accuracy: 50 * 8 * 0x1p-24 * (1 + abs(b)), row.name)
-                }
+    private func bits(_ tensors: [Tensor]) throws -> [[UInt32]] {
+        try tensors.map { try $0.values().map(\.bitPattern) }
+    }
+
+    private func expectParity(_ row: OptimizerCase, _ shapes: [[Int]], updates: Int) throws {
+        let parameters = try parameters(shapes)
+        var truths = try parameters.map { OptimizerCase.Truth($0.shape, try $0.values().map(Double.init)) }
+        let accumulator = try Accumulator(try row.make(parameters))
+        for update in 1...updates {
+            // Twice the gradient with the weight 2: the step divides exactly.
+            let values = gradients(shapes, update: update)
+            try add(values.map { $0.map { 2 * $0 } }, to: accumulator, weight: 2)
+            XCTAssertEqual(try accumulator.step().updateCount, update)
+            for index in values.indices { row.reference(&truths[index], values[index].map(Double.init), update) }
+        }
+        for (parameter, truth) in zip(parameters, truths) {
+            for (a, b) in zip(try parameter.values(), truth.values)
+            where !(abs(Double(a) - b) <= Double(updates) * row.errorPerUpdate * (1 + abs(b))) {
+                return XCTFail("\(row.name) \(truth.shape) after \(updates) updates: \(a) and not \(b)")
             }
         }
     }
 
+    func testParityWithTheRuleInDouble() throws {
+        for row in OptimizerCase.all { try expectParity(row, row.shapes, updates: 50) }
+    }
+
+    func testParityAfterManyUpdates() throws {
+        for row in OptimizerCase.all { try expectParity(row, [[5], [3, 4]], updates: 2000) }
+    }
+
     func testMicroBatchesEqualOneBatch() throws {
         for row in OptimizerCase.all {
-            let whole = try parameters()
-            let split = try parameters()
+            let whole = try parameters(row.shapes)
+            let split = try parameters(row.shapes)
             let a = try Accumulator(try row.make(whole))
             let b = try Accumulator(try row.make(split))
             for update in 1...5 {
                 // Multiples of 1/8 that add up without rounding.
-                let values = gradients(update: update).map { $0.map { ($0 * 8).rounded() / 8 } }
+                let values = gradients(row.shapes, update: update).map { $0.map { ($0 * 8).rounded() / 8 } }
                 try add(values.map { $0.map { 3 * $0 } }, to: a, weight: 3)
                 for _ in 0..<3 { try add(values, to: b, weight: 1) }
                 XCTAssertEqual(try a.step().gradientNorm, try b.step().gradientNorm)
             }
-            XCTAssertEqual(try whole.map { try $0.values() }, try split.map { try $0.values() }, row.name)
+            XCTAssertEqual(try bits(whole), try bits(split), row.name)
+        }
+    }
+
+    func testThreadsChangeNoBit() throws {
+        for row in OptimizerCase.all {
+            let results = try (1...3).map { threads in
+                try withThreads(threads) {
+                    let parameters = try parameters(row.shapes)
+                    let accumulator = try Accumulator(try row.make(parameters), .init(maxGradNorm: 1))
+                    for update in 1...3 {
+                        try add(gradients(row.shapes, update: update), to: accumulator, weight: 1)
+                        _ = try accumulator.step()
+                    }
+                    return try bits(parameters)
+                }
+            }
+            XCTAssert(results.allSatisfy { $0 == results[0] }, row.name)
         }
     }
 
     func testASkippedWindowLeavesNoTrace() throws {
         for row in OptimizerCase.all {
-            let plain = try parameters()
-            let skipping = try parameters()
+            let plain = try parameters(row.shapes)
+            let skipping = try parameters(row.shapes)
             let a = try Accumulator(try row.make(plain), .init(maxGradNorm: 1))
             let b = try Accumulator(try row.make(skipping), .init(maxGradNorm: 1))
             for update in 1...6 {
                 for poison in [Float.nan, .infinity, -.infinity] {
-                    var bad = gradients(update: 50 + update)
+                    var bad = gradients(row.shapes, update: 50 + update)
                     bad[3][12_345 + update] = poison
                     try add(bad, to: b, weight: 1)
                     let report = try b.step()
                     XCTAssertEqual(report.outcome, .skippedNonFinite)
                     XCTAssertEqual(report.updateCount, update - 1)
                 }
-                try add(gradients(update: update), to: a, weight: 1)
-                try add(gradients(update: update), to: b, weight: 1)
+                try add(gradients(row.shapes, update: update), to: a, weight: 1)
+                try add(gradients(row.shapes, update: update), to: b, weight: 1)
                 XCTAssertEqual(try a.step(), try b.step())
             }
-            let bits = { (tensors: [Tensor]) in try tensors.map { try $0.values().map(\.bitPattern) } }
             XCTAssertEqual(try bits(plain), try bits(skipping), row.name)
         }
     }
 
+    /// A sum of squares, with a learning rate that falls to 0: what a rule with a fixed length of step needs.
     func testAConvexProblemConverges() throws {
-        for row in OptimizerCase.all where !row.name.contains("decay") && !row.name.contains("adam") {
-            let parameters = try parameters()
-            let accumulator = try Accumulator(try row.make(parameters))
-            for _ in 0..<300 {
+        for row in OptimizerCase.all {
+            let parameters = try parameters([[15], [6, 4]])
+            let optimizer = try row.make(parameters)
+            let (accumulator, start) = (try Accumulator(optimizer), optimizer.learningRate)
+            let updates = 500
+            for update in 0..<updates {
+                try optimizer.setLearningRate(start * (1 - Double(update) / Double(updates)))
                 let loss = try parameters.map { try ($0 * $0).sum() }.reduce(Tensor([0], shape: [])) { try $0 + $1 }
                 try accumulator.accumulate(loss, weight: 1)
                 _ = try accumulator.step()
             }
             for parameter in parameters {
-                for value in try parameter.values() { XCTAssertLessThan(abs(value), 1e-3, row.name) }
+                for value in try parameter.values() { XCTAssertLessThan(abs(value), 1e-2, row.name) }
             }
+        }
+    }
+
+    /// Gradients, and so moments, from zero and denormals to what overflows when it is squared.
+    func testExtremeGradientsMakeFiniteParameters() throws {
+        for row in OptimizerCase.all {
+            let parameters = try parameters(row.shapes)
+            let accumulator = try Accumulator(try row.make(parameters))
+            for (update, scale) in [0, 0x1p-149, 1e-40, 1e-22, 1, 1e-30, 0, 1e15, 1].enumerated() {
+                try add(gradients(row.shapes, update: update, scale: Float(scale)), to: accumulator, weight: 1)
+                XCTAssertEqual(try accumulator.step().outcome, .applied)
+            }
+            XCTAssert(try parameters.allSatisfy { try $0.values().allSatisfy(\.isFinite) }, row.name)
         }
     }
 

@@ -1,4 +1,4 @@
-"""Writes fixtures.npz: what PyTorch computes, for Tests/python/test_parity.py.
+"""Writes fixtures.npz: what PyTorch computes of operations and a model, for Tests/python/test_parity.py.
 
     pip install torch==2.15.0 numpy
     python make_fixtures.py
@@ -333,51 +333,19 @@ def bf16_fixtures(out: Arrays) -> None:
         )
 
 
-# ====== Optimizers ======
-
-OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
-    "sgd": (torch.optim.SGD, {"lr": 0.1}),
-    "sgd_momentum_decay": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
-    "sgd_nesterov": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
-    "adam": (torch.optim.Adam, {"lr": 0.1}),
-    "adam_decay": (torch.optim.Adam, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
-    "adamw": (torch.optim.AdamW, {"lr": 0.1}),
-    "adamw_betas": (torch.optim.AdamW, {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
-}
-
-
-def optimizer_fixtures(out: Arrays) -> None:
-    """Small parameters, far updates and gradients that mostly agree: the updates are what is seen."""
-    rng = np.random.default_rng(3)
-    initial = (0.1 * rng.standard_normal(67)).astype(np.float32)
-    gradients = (1.0 + 0.5 * rng.standard_normal((12, 67))).astype(np.float32)
-    out["optimizer/initial"], out["optimizer/gradients"] = initial, gradients
-    for name, (cls, options) in OPTIMIZERS.items():
-        found = []
-        for dtype in (torch.float64, torch.float32):
-            x = torch.tensor(initial, dtype=dtype, requires_grad=True)
-            optimizer = cls([x], **options)
-            for gradient in gradients:
-                x.grad = torch.tensor(gradient, dtype=dtype)
-                optimizer.step()
-            found.append(x.detach())
-        keep(out, f"optimizer/{name}", *found)
-
-
-def main() -> None:
+def write(name: str, *make: Callable[[Arrays], None]) -> None:
+    """Writes the arrays that the functions make to a file."""
     if torch.__version__.split("+")[0] != TORCH_VERSION:
         raise SystemExit(f"PyTorch is {torch.__version__}; the fixtures are made with {TORCH_VERSION}")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     out: Arrays = {"magic": np.array(MAGIC), "format": np.array(FORMAT)}
-    gpt_fixture(out)
-    op_fixtures(out)
-    bf16_fixtures(out)
-    optimizer_fixtures(out)
-    path = Path(__file__).with_name("fixtures.npz")
+    for fixture in make:
+        fixture(out)
+    path = Path(__file__).with_name(name)
     np.savez_compressed(path, **out)
     print(f"{path.name}: {len(out)} arrays, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    write("fixtures.npz", gpt_fixture, op_fixtures, bf16_fixtures)

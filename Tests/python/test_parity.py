@@ -1,64 +1,22 @@
-"""The same numbers as PyTorch, from the fixtures of Tests/parity/make_fixtures.py.
-
-Tolerance. A fixture holds what PyTorch computes in float64, R, and how far its own float32 result was from
-it: rms and max, over the elements of a tensor. Our float32 result makes rounding errors of the same kind and
-number, in another order, so its error should be of the same size, and not equal. It may be
-
-    rms error      <= FACTOR x rms of PyTorch's error       +     ulp
-    largest error  <= FACTOR x the largest of PyTorch's     + 4 x ulp
-
-where ulp = 2^-23 x max|R| is one unit in the last place of the tensor's largest element: PyTorch's error can
-be 0 by luck where few operations are done, and 1 ulp is what a single rounding of another order may change.
-FACTOR is 4: our sums are one chain in sample order, whose error grows with the square root of its length n,
-while PyTorch's vectorised sums of the same n keep 8 or 16 partial chains, so that the ratio to be expected is
-at most 4. A wrong formula, a missing term or a lower precision is off by orders of magnitude more.
-"""
+"""The same numbers as PyTorch, from the fixtures of Tests/parity/make_fixtures.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import gradaccum as ga
 import numpy as np
 import pytest
 
 from models import EPS, IGNORED, Model, gpt_loss, gpt_weight, micro_batches, part
+from parity import FACTOR, Fixtures
 
-FIXTURES = np.load(Path(__file__).resolve().parents[1] / "parity" / "fixtures.npz")
-FACTOR = 4.0
-
-
-def names(prefix: str) -> list[str]:
-    """What comes after a prefix, without the error bounds."""
-    return [
-        name.removeprefix(prefix) for name in FIXTURES.files if name.startswith(prefix) and ":" not in name
-    ]
-
-
-def check(name: str, ours: np.ndarray) -> None:
-    reference = FIXTURES[name]
-    ours = np.asarray(ours)
-    assert ours.shape == reference.shape, name
-    error = np.abs(ours.astype(np.float64) - reference)
-    ulp = 2.0**-23 * np.abs(reference).max(initial=0.0)
-    rms_bound = FACTOR * FIXTURES[f"{name}:rms"] + ulp
-    max_bound = FACTOR * FIXTURES[f"{name}:max"] + 4 * ulp
-    rms = np.sqrt(np.mean(error**2))
-    assert rms <= rms_bound, f"{name}: rms error {rms:.3g}, allowed {rms_bound:.3g}"
-    assert error.max() <= max_bound, f"{name}: largest error {error.max():.3g}, allowed {max_bound:.3g}"
-
-
-def test_fixtures_are_the_ones_this_test_reads():
-    assert str(FIXTURES["magic"]) == "gradaccum parity" and int(FIXTURES["format"]) == 1
+FIXTURES = Fixtures("fixtures.npz")
+names, check = FIXTURES.names, FIXTURES.check
 
 
 def test_the_bounds_would_catch_a_small_mistake():
-    """A relative error of 2e-4, less than bfloat16 or a wrong eps would make, is outside of every bound."""
-    for name in FIXTURES.files:
-        if f"{name}:max" in FIXTURES.files and np.abs(FIXTURES[name]).max() > 0:
-            with pytest.raises(AssertionError):
-                check(name, FIXTURES[name] * (1 + 2e-4))
+    FIXTURES.check_bounds()
 
 
 # ====== GPT ======
@@ -206,34 +164,6 @@ def test_operation_takes_views(name):
     for view in (scattered, upside_down):
         found = OPERATIONS[name]({key: view(array) for key, array in inputs.items()}).numpy()
         assert found.tobytes() == expected.tobytes(), view.__name__
-
-
-# ====== Optimizers ======
-
-OPTIMIZERS: dict[str, tuple[type[ga.Optimizer], dict]] = {
-    "sgd": (ga.SGD, {"lr": 0.1}),
-    "sgd_momentum_decay": (ga.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
-    "sgd_nesterov": (ga.SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
-    "adam": (ga.Adam, {"lr": 0.1}),
-    "adam_decay": (ga.Adam, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
-    "adamw": (ga.AdamW, {"lr": 0.1}),
-    "adamw_betas": (ga.AdamW, {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
-}
-
-
-def test_every_optimizer_of_the_fixtures_is_tested():
-    assert set(OPTIMIZERS) == set(names("optimizer/")) - {"initial", "gradients"}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer(name):
-    cls, options = OPTIMIZERS[name]
-    x = ga.tensor(FIXTURES["optimizer/initial"], requires_grad=True)
-    accumulator = ga.Accumulator(cls([x], **options))
-    for gradient in FIXTURES["optimizer/gradients"]:
-        accumulator.accumulate_gradients([gradient], 0.0, 1)
-        accumulator.step()
-    check(f"optimizer/{name}", x.numpy())
 
 
 def test_ignored_targets_are_worth_nothing():

@@ -40,70 +40,79 @@ public struct AdamW: Sendable {
     }
 }
 
-/// What Adam and AdamW share: two moments with bias correction.
-protocol AdamRule: UpdateRule {
-    var beta1: Double { get }
-    var beta2: Double { get }
-    var eps: Double { get }
-    var weightDecay: Double { get }
-    /// What the parameter is multiplied by before the update.
-    var decoupledDecay: Double { get }
-    /// What times the parameter is added to the gradient.
-    var l2Decay: Double { get }
-}
+extension Adam: ElementwiseRule {
+    public static var name: StaticString { "adam" }
+    public var slotNames: [String] { AdamMoments.slotNames }
 
-extension AdamRule {
-    /// The first and the second moment.
-    var slotCount: Int { 2 }
-
-    func validate() throws(GAError) {
+    public func validate() throws(GAError) {
         try requireLearningRate()
-        try require(beta1, "beta1", in: 0...1.0.nextDown)
-        try require(beta2, "beta2", in: 0...1.0.nextDown)
+        try requireBetas(beta1, beta2)
         try require(eps, "eps", in: 0...Double.infinity)
         try require(weightDecay, "weight_decay", in: 0...Double.infinity)
-        guard Float(decoupledDecay).isFinite else {
-            throw GAError(
-                .invalidArgument,
-                "\(Self.name): learning_rate \(learningRate) times weight_decay \(weightDecay) is beyond float32")
-        }
     }
 
-    func step(update: Int, gradientScale: Float) -> Step {
-        let options = shims_adam(
+    public func step(number: Int, gradientScale: Float) -> Step {
+        let moments = AdamMoments(beta1, beta2, number: number)
+        return adamStep(
+            moments.options(gradientScale: gradientScale, learningRate: learningRate, eps: eps, l2Decay: weightDecay))
+    }
+}
+
+extension AdamW: ElementwiseRule {
+    public static var name: StaticString { "adamw" }
+    public var slotNames: [String] { AdamMoments.slotNames }
+
+    public func validate() throws(GAError) {
+        try requireLearningRate()
+        try requireBetas(beta1, beta2)
+        try require(eps, "eps", in: 0...Double.infinity)
+        try requireDecoupledDecay(weightDecay)
+    }
+
+    public func step(number: Int, gradientScale: Float) -> Step {
+        let moments = AdamMoments(beta1, beta2, number: number)
+        return adamStep(
+            moments.options(
+                gradientScale: gradientScale, learningRate: learningRate, eps: eps,
+                decoupledDecay: decoupledDecay(weightDecay)))
+    }
+}
+
+/// What all rules with Adam's moments share: the running means of the gradient and of its square, which start at 0 and
+/// are corrected for that.
+struct AdamMoments {
+    static let slotNames = ["exp_avg", "exp_avg_sq"]
+
+    let beta1: Double
+    let beta2: Double
+    /// What the moments are divided by: 1 - beta^t.
+    let correction1: Double
+    let correction2: Double
+
+    init(_ beta1: Double, _ beta2: Double, number: Int) {
+        self.beta1 = beta1
+        self.beta2 = beta2
+        correction1 = 1 - power(beta1, number)
+        correction2 = 1 - power(beta2, number)
+    }
+
+    /// A step of `learningRate * m / correction1` over `sqrt(v / correction2) + eps`.
+    func options(
+        gradientScale: Float, learningRate: Double, eps: Double, decoupledDecay: Double = 1, l2Decay: Double = 0
+    ) -> shims_adam {
+        shims_adam(
             gradient_scale: gradientScale, beta2: Float(beta2), eps: Float(eps),
-            step_size: Float(learningRate / (1 - power(beta1, update))),
-            inverse_sqrt_correction2: Float(1 / (1 - power(beta2, update)).squareRoot()),
-            weight1: Float(1 - beta1), weight2: Float(1 - beta2),
-            decoupled_decay: Float(decoupledDecay), l2_decay: Float(l2Decay))
-        return { parameter, gradient, slots, start, count in
-            withUnsafePointer(to: options) {
-                Runtime.kernels.adam(
-                    parameter + start, gradient + start, slots[0] + start, slots[1] + start, $0, Int64(count))
-            }
+            step_size: Float(learningRate / correction1),
+            inverse_sqrt_correction2: Float(1 / correction2.squareRoot()), weight1: Float(1 - beta1),
+            weight2: Float(1 - beta2), decoupled_decay: Float(decoupledDecay), l2_decay: Float(l2Decay))
+    }
+}
+
+private func adamStep(_ options: shims_adam) -> Step {
+    { parameter, gradient, slots, start, count in
+        withUnsafePointer(to: options) {
+            Runtime.kernels.adam(
+                parameter + start, gradient + start, slots[0] + start, slots[1] + start, $0, Int64(count))
         }
     }
-}
-
-extension Adam: AdamRule {
-    static let name: StaticString = "adam"
-    var decoupledDecay: Double { 1 }
-    var l2Decay: Double { weightDecay }
-}
-
-extension AdamW: AdamRule {
-    static let name: StaticString = "adamw"
-    var decoupledDecay: Double { 1 - learningRate * weightDecay }
-    var l2Decay: Double { 0 }
-}
-
-/// base to the power of a positive count, by squaring.
-private func power(_ base: Double, _ count: Int) -> Double {
-    var (result, square, rest) = (1.0, base, count)
-    while rest > 0 {
-        if rest & 1 == 1 { result *= square }
-        square *= square
-        rest >>= 1
-    }
-    return result
 }

@@ -5,27 +5,21 @@ public final class Optimizer {
     public internal(set) var updateCount = 0
     private var rule: any UpdateRule
     /// Per parameter, the arrays that the rule keeps.
-    private let slots: [[Tensor]]
+    private let slots: [[SlotMemory]]
+    private var isUpdating = false
     weak var accumulator: Accumulator?
 
-    public convenience init(_ parameters: [Tensor], _ rule: SGD) throws(GAError) {
-        try self.init(parameters, rule: rule)
-    }
-    public convenience init(_ parameters: [Tensor], _ rule: Adam) throws(GAError) {
-        try self.init(parameters, rule: rule)
-    }
-    public convenience init(_ parameters: [Tensor], _ rule: AdamW) throws(GAError) {
-        try self.init(parameters, rule: rule)
-    }
-
     /// Different contiguous float32 leaves, none of another optimizer; they become parameters if they were not.
-    private init(_ parameters: [Tensor], rule: some UpdateRule) throws(GAError) {
+    ///
+    /// The rule is one of the library's or the caller's own. Errors: those of its hyperparameters; `state`, `dtype` or
+    /// `shape` for a tensor that cannot be a parameter; `outOfMemory`.
+    public init(_ parameters: [Tensor], _ rule: some UpdateRule) throws(GAError) {
         try rule.validate()
         try Optimizer.check(parameters)
-        var slots: [[Tensor]] = []
-        for parameter in parameters {
-            var own: [Tensor] = []
-            for _ in 0..<rule.slotCount { own.append(try Tensor.zeros(parameter.shape)) }
+        var slots: [[SlotMemory]] = []
+        for (index, parameter) in parameters.enumerated() {
+            var own: [SlotMemory] = []
+            for slot in rule.slots(ofParameter: index, shape: parameter.shape) { own.append(try SlotMemory(slot)) }
             slots.append(own)
         }
         self.parameters = parameters
@@ -70,36 +64,31 @@ public final class Optimizer {
 
     public var learningRate: Double { rule.learningRate }
 
+    /// The names, types and shapes of the state of parameter `index`.
+    public func slots(ofParameter index: Int) -> [Slot] { slots[index].map(\.slot) }
+
     /// Updates the parameters that have a gradient, `gradients[i]` scaled by `scale`, and counts the update.
+    ///
+    /// Errors: those of the rule, and the update is not counted then; `state` from within an update, which only a rule of
+    /// the caller can be.
     func apply(_ gradients: [Tensor?], scale: Float) throws(GAError) {
-        let step = rule.step(update: updateCount + 1, gradientScale: scale)
-        let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
-        // Made here, as tiles make no array: see ``Runtime/parallel(tiles:_:)``.
-        let slots = slots.map { $0.map(\.floats) }
-        try Runtime.parallel(tiles: pieces.count) { [parameters] tile in
-            let (index, start, count) = pieces[tile]
-            step(parameters[index].floats, gradients[index]!.floats, slots[index], start, count)
+        guard !isUpdating else {
+            throw GAError(.state, "step: this optimizer is in the middle of an update: call it afterwards")
         }
-        for (index, parameter) in parameters.enumerated() where gradients[index] != nil {
+        isUpdating = true
+        defer { isUpdating = false }
+        // A copy: the caller's rule may set the learning rate of the next update.
+        let rule = rule
+        var updated: [Update.Parameter] = []
+        for (index, parameter) in parameters.enumerated() {
+            guard let gradient = gradients[index] else { continue }
             parameter.storage.noteWrite()
+            updated.append(
+                Update.Parameter(
+                    index: index, shape: parameter.shape, count: parameter.elementCount, values: parameter.floats,
+                    gradient: UnsafePointer(gradient.floats), slots: slots[index].map(\.storage.address)))
         }
+        try rule.apply(Update(number: updateCount + 1, gradientScale: scale, parameters: updated))
         updateCount += 1
     }
-}
-
-/// Arrays of different sizes cut into pieces for one parallel loop.
-struct Pieces {
-    static let grain = 32768
-    private var entries: [(index: Int, start: Int, count: Int)] = []
-
-    init(_ sizes: [Int]) {
-        for (index, size) in sizes.enumerated() {
-            for start in stride(from: 0, to: size, by: Pieces.grain) {
-                entries.append((index, start, min(Pieces.grain, size - start)))
-            }
-        }
-    }
-
-    var count: Int { entries.count }
-    subscript(_ piece: Int) -> (index: Int, start: Int, count: Int) { entries[piece] }
 }

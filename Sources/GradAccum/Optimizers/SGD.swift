@@ -16,12 +16,12 @@ public struct SGD: Sendable {
     }
 }
 
-extension SGD: UpdateRule {
-    static let name: StaticString = "sgd"
+extension SGD: ElementwiseRule {
+    public static var name: StaticString { "sgd" }
 
-    var slotCount: Int { momentum == 0 ? 0 : 1 }
+    public var slotNames: [String] { momentum == 0 ? [] : ["momentum_buffer"] }
 
-    func validate() throws(GAError) {
+    public func validate() throws(GAError) {
         try requireLearningRate()
         try require(momentum, "momentum", in: 0...Double.infinity)
         try require(weightDecay, "weight_decay", in: 0...Double.infinity)
@@ -30,10 +30,10 @@ extension SGD: UpdateRule {
         }
     }
 
-    func step(update: Int, gradientScale: Float) -> Step {
+    public func step(number: Int, gradientScale: Float) -> Step {
         let options = shims_sgd(
             gradient_scale: gradientScale, learning_rate: Float(learningRate), momentum: Float(momentum),
-            weight_decay: Float(weightDecay), nesterov: nesterov ? 1 : 0, first_update: update == 1 ? 1 : 0)
+            weight_decay: Float(weightDecay), nesterov: nesterov ? 1 : 0, first_update: number == 1 ? 1 : 0)
         return { parameter, gradient, slots, start, count in
             withUnsafePointer(to: options) {
                 Runtime.kernels.sgd(

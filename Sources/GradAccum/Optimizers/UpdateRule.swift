@@ -1,32 +1,61 @@
-/// How an optimizer turns a gradient into an update: hyperparameters, state per parameter, and one fused loop.
+/// How an optimizer turns gradients into an update: hyperparameters, state per parameter, and what is done to both.
 ///
-/// The window, the division by its weight, clipping and the loop over parameters are written once, in ``Accumulator``.
-protocol UpdateRule {
+/// The window, the division by its weight, clipping, and what happens to a window that is skipped are written once, in
+/// ``Accumulator``. A rule that treats every element alone is an ``ElementwiseRule``, which takes less to write.
+public protocol UpdateRule {
     /// The name that error sentences use.
     static var name: StaticString { get }
 
     var learningRate: Double { get set }
 
-    /// Arrays of the parameter's size that start as zeros and live as long as the optimizer.
-    var slotCount: Int { get }
+    /// The arrays that the rule keeps for a parameter: zeros at first, they live as long as the optimizer.
+    func slots(ofParameter index: Int, shape: [Int]) -> [Slot]
 
     /// Errors: `invalidArgument` for a hyperparameter outside of its range.
     func validate() throws(GAError)
 
-    /// The loop of update number `update`, which counts from 1; the gradient is multiplied by `gradientScale` first.
-    func step(update: Int, gradientScale: Float) -> Step
+    /// Updates the parameters and their slots; each gradient is multiplied by the scale first.
+    ///
+    /// Memory that it needs it takes before it changes anything: what it has changed when it throws, stays changed. Results
+    /// must not depend on the number of threads.
+    func apply(_ update: Update) throws(GAError)
+}
+
+/// A rule that treats every element alone, with slots of the parameter's shape: one fused loop.
+public protocol ElementwiseRule: UpdateRule {
+    /// The names of its slots.
+    var slotNames: [String] { get }
+
+    /// The loop of update number `number`, which counts from 1; it multiplies the gradient by `gradientScale` first.
+    func step(number: Int, gradientScale: Float) -> Step
 }
 
 /// One pass over `count` elements of a parameter from `start`: the gradient is read, the parameter and its slots are
 /// updated. Pointers are those of the first element.
-typealias Step = (
+///
+/// It is called for pieces of the parameters, from several threads at once, and makes no array and no object: see
+/// ``Update/forEachPiece(_:)``.
+public typealias Step = (
     _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>, _ slots: [UnsafeMutablePointer<Float>],
     _ start: Int, _ count: Int
 ) -> Void
 
+extension ElementwiseRule {
+    public func slots(ofParameter index: Int, shape: [Int]) -> [Slot] { slotNames.map { Slot($0, shape: shape) } }
+
+    public func apply(_ update: Update) throws(GAError) {
+        let step = step(number: update.number, gradientScale: update.gradientScale)
+        try update.forEachPiece { parameter, range in
+            step(
+                parameter.values, parameter.gradient, parameter.slots.indices.map { parameter.floats($0) },
+                range.lowerBound, range.count)
+        }
+    }
+}
+
 extension UpdateRule {
-    /// Errors: `invalidArgument` unless the value is finite and in the range.
-    func require(_ value: Double, _ option: StaticString, in range: ClosedRange<Double>) throws(GAError) {
+    /// Errors: `invalidArgument` unless the value is finite in float32 and in the range.
+    public func require(_ value: Double, _ option: StaticString, in range: ClosedRange<Double>) throws(GAError) {
         guard Float(value).isFinite && range.contains(value) else {
             let upper =
                 range.upperBound.isInfinite
@@ -39,4 +68,34 @@ extension UpdateRule {
     func requireLearningRate() throws(GAError) {
         try require(learningRate, "learning_rate", in: 0...Double.infinity)
     }
+
+    /// Errors: `invalidArgument` unless both are at least 0 and below 1.
+    func requireBetas(_ beta1: Double, _ beta2: Double) throws(GAError) {
+        try require(beta1, "beta1", in: 0...1.0.nextDown)
+        try require(beta2, "beta2", in: 0...1.0.nextDown)
+    }
+
+    /// What a parameter is multiplied by before an update where weight decay is decoupled.
+    func decoupledDecay(_ weightDecay: Double) -> Double { 1 - learningRate * weightDecay }
+
+    /// Errors: `invalidArgument` if the weight decay, or its product with the learning rate, is out of its range.
+    func requireDecoupledDecay(_ weightDecay: Double) throws(GAError) {
+        try require(weightDecay, "weight_decay", in: 0...Double.infinity)
+        guard Float(decoupledDecay(weightDecay)).isFinite else {
+            throw GAError(
+                .invalidArgument,
+                "\(Self.name): learning_rate \(learningRate) times weight_decay \(weightDecay) is beyond float32")
+        }
+    }
+}
+
+/// base to the power of a count, by squaring.
+func power(_ base: Double, _ count: Int) -> Double {
+    var (result, square, rest) = (1.0, base, count)
+    while rest > 0 {
+        if rest & 1 == 1 { result *= square }
+        square *= square
+        rest >>= 1
+    }
+    return result
 }

@@ -1,0 +1,68 @@
+/// One update, as a rule sees it: its number, the scale of the gradients, and the parameters that have one.
+public struct Update {
+    /// A parameter with its gradient and its state: contiguous arrays in row-major order.
+    public struct Parameter {
+        /// Its place among the optimizer's parameters.
+        public let index: Int
+        public let shape: [Int]
+        public let count: Int
+        public let values: UnsafeMutablePointer<Float>
+        /// Not scaled yet.
+        public let gradient: UnsafePointer<Float>
+        /// In the order of ``UpdateRule/slots(ofParameter:shape:)``.
+        public let slots: [UnsafeMutableRawPointer]
+
+        /// A slot of float32.
+        public func floats(_ slot: Int) -> UnsafeMutablePointer<Float> {
+            slots[slot].assumingMemoryBound(to: Float.self)
+        }
+    }
+
+    /// Counts from 1: the clock of bias correction.
+    public let number: Int
+    /// What a rule multiplies every gradient by first: 1 over the weight of the window, times the clip factor.
+    public let gradientScale: Float
+    public let parameters: [Parameter]
+
+    /// The same update of some of the parameters.
+    public func of(_ isIncluded: (Parameter) -> Bool) -> Update {
+        Update(number: number, gradientScale: gradientScale, parameters: parameters.filter(isIncluded))
+    }
+
+    /// Runs `body` for pieces of the parameters, on all threads. Cuts are at multiples of 32768 elements.
+    public func forEachPiece(_ body: (Parameter, Range<Int>) throws(GAError) -> Void) throws(GAError) {
+        let pieces = Pieces(parameters.map(\.count))
+        try Runtime.parallel(tiles: pieces.count) { piece throws(GAError) in
+            let (index, start, count) = pieces[piece]
+            try body(parameters[index], start..<(start + count))
+        }
+    }
+
+    /// Per parameter, the sums of what `body` returns for its pieces, which runs on all threads.
+    ///
+    /// They are added in the order of the pieces, so that the number of threads changes no bit.
+    public func sums(
+        _ body: (Parameter, Range<Int>) throws(GAError) -> SIMD2<Double>
+    ) throws(GAError) -> [SIMD2<Double>] {
+        let pieces = Pieces(parameters.map(\.count))
+        var sums = [SIMD2<Double>](repeating: .zero, count: parameters.count)
+        let terms = try collect(pieces.count) { piece throws(GAError) in
+            let (index, start, count) = pieces[piece]
+            return try body(parameters[index], start..<(start + count))
+        }
+        for (piece, term) in terms.enumerated() { sums[pieces[piece].index] += term }
+        return sums
+    }
+}
+
+/// The results of `body` for the tiles `0 ..< tiles`, which run on all threads.
+func collect(
+    _ tiles: Int, _ body: (Int) throws(GAError) -> SIMD2<Double>
+) throws(GAError) -> [SIMD2<Double>] {
+    var results = [SIMD2<Double>](repeating: .zero, count: tiles)
+    try results.withUnsafeMutableBufferPointer { (results) throws(GAError) in
+        let results = UnsafeMutableBufferPointer(rebasing: results[...])
+        try Runtime.parallel(tiles: tiles) { tile throws(GAError) in results[tile] = try body(tile) }
+    }
+    return results
+}

@@ -1,0 +1,59 @@
+"""Writes optimizers.npz: what the optimizers do, for Tests/python/test_optimizer_parity.py.
+
+    pip install torch==2.15.0 numpy
+    python make_optimizer_fixtures.py
+
+PyTorch's own optimizers where it has them; the others are written down here from their papers. As in
+make_fixtures.py, each runs in float64 and in float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from make_fixtures import Arrays, keep, write
+
+UPDATES = (1, 10, 100)
+SHAPES = {"vector": (67,), "matrix": (12, 23)}
+
+OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
+    "sgd": (torch.optim.SGD, {"lr": 0.1}),
+    "sgd_momentum_decay": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+    "sgd_nesterov": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
+    "adam": (torch.optim.Adam, {"lr": 0.1}),
+    "adam_decay": (torch.optim.Adam, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
+    "adamw": (torch.optim.AdamW, {"lr": 0.1}),
+    "adamw_betas": (torch.optim.AdamW, {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
+}
+
+
+def optimizer_fixtures(out: Arrays) -> None:
+    """Small parameters, far updates and gradients that mostly agree: the updates are what is seen.
+
+    A gradient is its bytes over 32.
+    """
+    rng = np.random.default_rng(3)
+    for key, shape in SHAPES.items():
+        out[f"initial/{key}"] = (0.1 * rng.standard_normal(shape)).astype(np.float32)
+        gradients = np.rint(32 + 20 * rng.standard_normal((UPDATES[-1], *shape)))
+        out[f"gradients/{key}"] = gradients.clip(-127, 127).astype(np.int8)
+    for name, (cls, options) in OPTIMIZERS.items():
+        found = []
+        for dtype in (torch.float64, torch.float32):
+            x = {key: torch.tensor(out[f"initial/{key}"], dtype=dtype, requires_grad=True) for key in SHAPES}
+            optimizer = cls(list(x.values()), **options)
+            kept = {}
+            for update in range(1, UPDATES[-1] + 1):
+                for key, value in x.items():
+                    value.grad = torch.tensor(out[f"gradients/{key}"][update - 1], dtype=dtype) / 32
+                optimizer.step()
+                if update in UPDATES:
+                    kept |= {f"{name}/{update}/{key}": value.detach().clone() for key, value in x.items()}
+            found.append(kept)
+        for key in found[0]:
+            keep(out, f"optimizer/{key}", found[0][key], found[1][key])
+
+
+if __name__ == "__main__":
+    write("optimizers.npz", optimizer_fixtures)

@@ -1,0 +1,45 @@
+"""The same updates as PyTorch and the papers, from the fixtures of Tests/parity/make_optimizer_fixtures.py."""
+
+from __future__ import annotations
+
+import gradaccum as ga
+import numpy as np
+import pytest
+
+from parity import Fixtures
+
+FIXTURES = Fixtures("optimizers.npz")
+
+OPTIMIZERS: dict[str, tuple[type[ga.Optimizer], dict]] = {
+    "sgd": (ga.SGD, {"lr": 0.1}),
+    "sgd_momentum_decay": (ga.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+    "sgd_nesterov": (ga.SGD, {"lr": 0.1, "momentum": 0.8, "nesterov": True}),
+    "adam": (ga.Adam, {"lr": 0.1}),
+    "adam_decay": (ga.Adam, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
+    "adamw": (ga.AdamW, {"lr": 0.1}),
+    "adamw_betas": (ga.AdamW, {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
+}
+
+
+def test_every_optimizer_of_the_fixtures_is_tested():
+    assert set(OPTIMIZERS) == {name.partition("/")[0] for name in FIXTURES.names("optimizer/")}
+
+
+def test_the_bounds_would_catch_a_small_mistake():
+    FIXTURES.check_bounds()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer(name):
+    cls, options = OPTIMIZERS[name]
+    keys = FIXTURES.names("initial/")
+    x = {key: ga.tensor(FIXTURES[f"initial/{key}"], requires_grad=True) for key in keys}
+    accumulator = ga.Accumulator(cls(x.values(), **options))
+    updates = sorted({int(key.split("/")[0]) for key in FIXTURES.names(f"optimizer/{name}/")})
+    for update in range(1, updates[-1] + 1):
+        gradients = [FIXTURES[f"gradients/{key}"][update - 1].astype(np.float32) / 32 for key in keys]
+        accumulator.accumulate_gradients(gradients, 0.0, 1)
+        accumulator.step()
+        if update in updates:
+            for key, value in x.items():
+                FIXTURES.check(f"optimizer/{name}/{update}/{key}", value.numpy())
