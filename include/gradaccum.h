@@ -417,6 +417,34 @@ typedef struct ga_adamw_options {
 #define GA_ADAMW_OPTIONS_INIT { sizeof(ga_adamw_options), 0, 1e-3, 0.9, 0.999, 1e-8, 1e-2 }
 
 /*
+ * Rectified Adam (Liu et al., arXiv 1908.03265), as torch.optim.RAdam: a step of momentum until enough gradients
+ * were seen to divide by the root of the second moment.
+ */
+typedef struct ga_radam_options {
+    uint32_t struct_size;
+    int32_t decoupled_weight_decay; /* 1: as in AdamW, 0: as in Adam                                    */
+    double learning_rate;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+} ga_radam_options;
+#define GA_RADAM_OPTIONS_INIT { sizeof(ga_radam_options), 0, 1e-3, 0.9, 0.999, 1e-8, 0.0 }
+
+/* Adam with Nesterov's momentum (Dozat, ICLR workshop 2016), as torch.optim.NAdam. */
+typedef struct ga_nadam_options {
+    uint32_t struct_size;
+    int32_t decoupled_weight_decay; /* 1: as in AdamW, 0: as in Adam                                    */
+    double learning_rate;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+    double momentum_decay; /* how fast the momentum of update t rises to beta1, by 0.96^(t * momentum_decay)*/
+} ga_nadam_options;
+#define GA_NADAM_OPTIONS_INIT { sizeof(ga_nadam_options), 0, 2e-3, 0.9, 0.999, 1e-8, 0.0, 4e-3 }
+
+/*
  * Creates an optimizer of count different parameters: contiguous float32 leaves. They become parameters if
  * they were not. options NULL takes the defaults. Errors: STATE if one belongs to another optimizer.
  */
@@ -426,6 +454,10 @@ ga_status ga_adam_create(ga_optimizer **out, ga_tensor *const *parameters, int64
                          const ga_adam_options *options);
 ga_status ga_adamw_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
                           const ga_adamw_options *options);
+ga_status ga_radam_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                          const ga_radam_options *options);
+ga_status ga_nadam_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                          const ga_nadam_options *options);
 
 void ga_optimizer_free(ga_optimizer *optimizer);
 

@@ -6,18 +6,16 @@ public func ga_sgd_create(
     _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
     _ given: UnsafePointer<ga_sgd_options>!
 ) -> ga_status {
-    creating(out) { () throws(GAError) in
-        let defaults = SGD()
-        let chosen = try options(
-            given,
-            or: ga_sgd_options(
-                struct_size: 0, nesterov: 0, learning_rate: defaults.learningRate, momentum: defaults.momentum,
-                weight_decay: defaults.weightDecay))
-        return try Optimizer(
-            try tensors(parameters, count, "parameters"),
-            SGD(
-                learningRate: chosen.learning_rate, momentum: chosen.momentum, weightDecay: chosen.weight_decay,
-                nesterov: try flag(chosen.nesterov, "nesterov")))
+    let defaults = SGD()
+    return creating(
+        out, parameters, count, given,
+        or: ga_sgd_options(
+            struct_size: 0, nesterov: 0, learning_rate: defaults.learningRate, momentum: defaults.momentum,
+            weight_decay: defaults.weightDecay)
+    ) { (chosen) throws(GAError) in
+        SGD(
+            learningRate: chosen.learning_rate, momentum: chosen.momentum, weightDecay: chosen.weight_decay,
+            nesterov: try flag(chosen.nesterov, "nesterov"))
     }
 }
 
@@ -26,18 +24,16 @@ public func ga_adam_create(
     _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
     _ given: UnsafePointer<ga_adam_options>!
 ) -> ga_status {
-    creating(out) { () throws(GAError) in
-        let defaults = Adam()
-        let chosen = try options(
-            given,
-            or: ga_adam_options(
-                struct_size: 0, reserved: 0, learning_rate: defaults.learningRate, beta1: defaults.beta1,
-                beta2: defaults.beta2, eps: defaults.eps, weight_decay: defaults.weightDecay))
-        return try Optimizer(
-            try tensors(parameters, count, "parameters"),
-            Adam(
-                learningRate: chosen.learning_rate, beta1: chosen.beta1, beta2: chosen.beta2, eps: chosen.eps,
-                weightDecay: chosen.weight_decay))
+    let defaults = Adam()
+    return creating(
+        out, parameters, count, given,
+        or: ga_adam_options(
+            struct_size: 0, reserved: 0, learning_rate: defaults.learningRate, beta1: defaults.beta1,
+            beta2: defaults.beta2, eps: defaults.eps, weight_decay: defaults.weightDecay)
+    ) { (chosen) throws(GAError) in
+        Adam(
+            learningRate: chosen.learning_rate, beta1: chosen.beta1, beta2: chosen.beta2, eps: chosen.eps,
+            weightDecay: chosen.weight_decay)
     }
 }
 
@@ -46,18 +42,55 @@ public func ga_adamw_create(
     _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
     _ given: UnsafePointer<ga_adamw_options>!
 ) -> ga_status {
-    creating(out) { () throws(GAError) in
-        let defaults = AdamW()
-        let chosen = try options(
-            given,
-            or: ga_adamw_options(
-                struct_size: 0, reserved: 0, learning_rate: defaults.learningRate, beta1: defaults.beta1,
-                beta2: defaults.beta2, eps: defaults.eps, weight_decay: defaults.weightDecay))
-        return try Optimizer(
-            try tensors(parameters, count, "parameters"),
-            AdamW(
-                learningRate: chosen.learning_rate, beta1: chosen.beta1, beta2: chosen.beta2, eps: chosen.eps,
-                weightDecay: chosen.weight_decay))
+    let defaults = AdamW()
+    return creating(
+        out, parameters, count, given,
+        or: ga_adamw_options(
+            struct_size: 0, reserved: 0, learning_rate: defaults.learningRate, beta1: defaults.beta1,
+            beta2: defaults.beta2, eps: defaults.eps, weight_decay: defaults.weightDecay)
+    ) { (chosen) throws(GAError) in
+        AdamW(
+            learningRate: chosen.learning_rate, beta1: chosen.beta1, beta2: chosen.beta2, eps: chosen.eps,
+            weightDecay: chosen.weight_decay)
+    }
+}
+
+@_cdecl("ga_radam_create") @implementation
+public func ga_radam_create(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ given: UnsafePointer<ga_radam_options>!
+) -> ga_status {
+    let defaults = RAdam()
+    return creating(
+        out, parameters, count, given,
+        or: ga_radam_options(
+            struct_size: 0, decoupled_weight_decay: 0, learning_rate: defaults.learningRate, beta1: defaults.beta1,
+            beta2: defaults.beta2, eps: defaults.eps, weight_decay: defaults.weightDecay)
+    ) { (chosen) throws(GAError) in
+        RAdam(
+            learningRate: chosen.learning_rate, beta1: chosen.beta1, beta2: chosen.beta2, eps: chosen.eps,
+            weightDecay: chosen.weight_decay,
+            decoupledWeightDecay: try flag(chosen.decoupled_weight_decay, "decoupled_weight_decay"))
+    }
+}
+
+@_cdecl("ga_nadam_create") @implementation
+public func ga_nadam_create(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ given: UnsafePointer<ga_nadam_options>!
+) -> ga_status {
+    let defaults = NAdam()
+    return creating(
+        out, parameters, count, given,
+        or: ga_nadam_options(
+            struct_size: 0, decoupled_weight_decay: 0, learning_rate: defaults.learningRate, beta1: defaults.beta1,
+            beta2: defaults.beta2, eps: defaults.eps, weight_decay: defaults.weightDecay,
+            momentum_decay: defaults.momentumDecay)
+    ) { (chosen) throws(GAError) in
+        NAdam(
+            learningRate: chosen.learning_rate, beta1: chosen.beta1, beta2: chosen.beta2, eps: chosen.eps,
+            weightDecay: chosen.weight_decay, momentumDecay: chosen.momentum_decay,
+            decoupledWeightDecay: try flag(chosen.decoupled_weight_decay, "decoupled_weight_decay"))
     }
 }
 
@@ -83,11 +116,15 @@ func optimizer(_ handle: OpaquePointer?) throws(GAError) -> Optimizer {
     try borrow(handle, .optimizer, "optimizer")
 }
 
-private func creating(
-    _ out: UnsafeMutablePointer<OpaquePointer?>?, _ body: () throws(GAError) -> Optimizer
+/// Creates an optimizer with the rule that the chosen options make.
+private func creating<Options, Rule: UpdateRule>(
+    _ out: UnsafeMutablePointer<OpaquePointer?>?, _ parameters: UnsafePointer<OpaquePointer?>?, _ count: Int64,
+    _ given: UnsafePointer<Options>?, or defaults: Options, _ rule: (Options) throws(GAError) -> Rule
 ) -> ga_status {
     guarded { () throws(GAError) in
         let out = try required(out, "out")
-        out.pointee = try HandleTable.shared.insert(try body(), .optimizer)
+        let rule = try rule(try options(given, or: defaults))
+        let optimizer = try Optimizer(try tensors(parameters, count, "parameters"), rule)
+        out.pointee = try HandleTable.shared.insert(optimizer, .optimizer)
     }
 }

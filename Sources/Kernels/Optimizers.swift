@@ -37,21 +37,19 @@ func sgd(
     forEachLanes(to: Int(n), update)
 }
 
-/// Adam and AdamW as in `torch.optim`: with `g = scale * gradient + l2_decay * p`, `m += (1 - beta1)(g - m)`,
-/// `v = beta2 * v + (1 - beta2) g^2`, and p, decayed first, loses `step_size * m / (sqrt(v / correction2) + eps)`.
-func adam(
+/// Updates the moments with `g = scale * gradient + l2_decay * p`: `m += (1 - beta1)(g - m)` and
+/// `v = beta2 * v + (1 - beta2) g^2`. The parameter becomes what `step` makes of it, decayed, and of g, m and v.
+@inline(always)
+private func withMoments(
     _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>,
-    _ m: UnsafeMutablePointer<Float>, _ v: UnsafeMutablePointer<Float>, _ options: UnsafePointer<shims_adam>,
-    _ n: Int64
+    _ m: UnsafeMutablePointer<Float>, _ v: UnsafeMutablePointer<Float>, _ options: shims_adam, _ n: Int64,
+    _ step: (_ p: Vector, _ g: Vector, _ m: Vector, _ v: Vector) -> Vector
 ) {
-    let options = options.pointee
     let scale = Vector(repeating: options.gradient_scale)
     let l2Decay = Vector(repeating: options.l2_decay)
     let weight1 = Vector(repeating: options.weight1)
     let beta2 = Vector(repeating: options.beta2)
     let weight2 = Vector(repeating: options.weight2)
-    let correction = Vector(repeating: options.inverse_sqrt_correction2)
-    let step = Vector(repeating: -options.step_size)
     @inline(always)
     func update(_ lanes: Lanes) {
         let p = load(parameter, lanes)
@@ -61,8 +59,53 @@ func adam(
         let newSquare = multiplyAdd(weight2 * g, g, load(v, lanes) * beta2)
         store(newMean, m, lanes)
         store(newSquare, v, lanes)
-        let denominator = multiplyAdd(newSquare.squareRoot(), correction, options.eps)
-        store(multiplyAdd(step, newMean / denominator, p * options.decoupled_decay), parameter, lanes)
+        store(step(p * options.decoupled_decay, g, newMean, newSquare), parameter, lanes)
     }
     forEachLanes(to: Int(n), update)
+}
+
+/// Adam and AdamW as in `torch.optim`: p, decayed first, loses `step_size * m / (sqrt(v / correction2) + eps)`.
+func adam(
+    _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>,
+    _ m: UnsafeMutablePointer<Float>, _ v: UnsafeMutablePointer<Float>, _ options: UnsafePointer<shims_adam>,
+    _ n: Int64
+) {
+    let options = options.pointee
+    let correction = Vector(repeating: options.inverse_sqrt_correction2)
+    let size = Vector(repeating: -options.step_size)
+    @inline(always)
+    func step(_ p: Vector, _ g: Vector, _ m: Vector, _ v: Vector) -> Vector {
+        multiplyAdd(size, m / multiplyAdd(v.squareRoot(), correction, options.eps), p)
+    }
+    withMoments(parameter, gradient, m, v, options, n, step)
+}
+
+/// NAdam as in `torch.optim`: the same, and p loses `gradient_step_size * g` over the same denominator.
+func nadam(
+    _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>,
+    _ m: UnsafeMutablePointer<Float>, _ v: UnsafeMutablePointer<Float>, _ options: UnsafePointer<shims_adam>,
+    _ n: Int64
+) {
+    let options = options.pointee
+    let correction = Vector(repeating: options.inverse_sqrt_correction2)
+    let size = Vector(repeating: options.step_size)
+    let gradientSize = Vector(repeating: options.gradient_step_size)
+    @inline(always)
+    func step(_ p: Vector, _ g: Vector, _ m: Vector, _ v: Vector) -> Vector {
+        p - multiplyAdd(size, m, gradientSize * g) / multiplyAdd(v.squareRoot(), correction, options.eps)
+    }
+    withMoments(parameter, gradient, m, v, options, n, step)
+}
+
+/// A step with these moments along the mean alone: p loses `step_size * m`, as in RAdam's first updates.
+func adamMean(
+    _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>,
+    _ m: UnsafeMutablePointer<Float>, _ v: UnsafeMutablePointer<Float>, _ options: UnsafePointer<shims_adam>,
+    _ n: Int64
+) {
+    let options = options.pointee
+    let size = Vector(repeating: -options.step_size)
+    @inline(always)
+    func step(_ p: Vector, _ g: Vector, _ m: Vector, _ v: Vector) -> Vector { multiplyAdd(size, m, p) }
+    withMoments(parameter, gradient, m, v, options, n, step)
 }

@@ -31,5 +31,7 @@ public func makeKernelTable() -> shims_kernel_table {
         matrix_product: matrixProduct,
         matrix_product_scratch: matrixProductScratch,
         sgd: sgd,
-        adam: adam)
+        adam: adam,
+        nadam: nadam,
+        adam_mean: adamMean)
 }

@@ -63,6 +63,21 @@ struct OptimizerCase: Sendable {
             p *= 1 - 0.02 * 0.1
             p -= 0.02 * direction(g, &state, update, 0.8, 0.95, 1e-8)
         },
+        // Its first steps are those of momentum: with this beta2 until the 7th.
+        OptimizerCase("radam", RAdam(learningRate: 0.02, beta2: 0.95, weightDecay: 0.1)) { p, g, state, update in
+            let moments = moments(g + 0.1 * p, &state, update, 0.9, 0.95)
+            let longest = 2 / (1 - 0.95) - 1
+            let length = longest - 2 * Double(update) * pow(0.95, Double(update)) / (1 - pow(0.95, Double(update)))
+            guard length > 5 else {
+                p -= 0.02 * moments.mean
+                return
+            }
+            let rectification = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+            let root = state[1].squareRoot() + 1e-8
+            p -= 0.02 * moments.mean * (rectification * (1 - pow(0.95, Double(update)))).squareRoot() / root
+        },
+        nadam("nadam", NAdam(learningRate: 0.02, weightDecay: 0.1, decoupledWeightDecay: true)),
+        nadam("nadam with a fast momentum", NAdam(learningRate: 0.02, momentumDecay: 50)),
     ]
 
     private static func sgd(_ name: String, _ rule: SGD) -> OptimizerCase {
@@ -74,14 +89,35 @@ struct OptimizerCase: Sendable {
         }
     }
 
-    /// The direction of Adam, and its moments.
+    private static func nadam(_ name: String, _ rule: NAdam) -> OptimizerCase {
+        @Sendable func momentum(_ update: Int) -> Double {
+            rule.beta1 * (1 - 0.5 * pow(0.96, Double(update) * rule.momentumDecay))
+        }
+        return OptimizerCase(name, rule) { p, g, state, update in
+            let product = (1...update).map(momentum).reduce(1, *)
+            let square = moments(g, &state, update, rule.beta1, rule.beta2).square
+            p *= 1 - rule.learningRate * rule.weightDecay
+            let direction =
+                g * (1 - momentum(update)) / (1 - product)
+                + state[0] * momentum(update + 1) / (1 - product * momentum(update + 1))
+            p -= rule.learningRate * direction / (square.squareRoot() + rule.eps)
+        }
+    }
+
+    /// The moments of Adam, corrected for their start at 0.
+    private static func moments(
+        _ g: Double, _ state: inout SIMD2<Double>, _ update: Int, _ beta1: Double, _ beta2: Double
+    ) -> (mean: Double, square: Double) {
+        state[0] = beta1 * state[0] + (1 - beta1) * g
+        state[1] = beta2 * state[1] + (1 - beta2) * g * g
+        return (state[0] / (1 - pow(beta1, Double(update))), state[1] / (1 - pow(beta2, Double(update))))
+    }
+
+    /// The direction of Adam.
     private static func direction(
         _ g: Double, _ state: inout SIMD2<Double>, _ update: Int, _ beta1: Double, _ beta2: Double, _ eps: Double
     ) -> Double {
-        state[0] = beta1 * state[0] + (1 - beta1) * g
-        state[1] = beta2 * state[1] + (1 - beta2) * g * g
-        let m = state[0] / (1 - pow(beta1, Double(update)))
-        let v = state[1] / (1 - pow(beta2, Double(update)))
-        return m / (v.squareRoot() + eps)
+        let moments = moments(g, &state, update, beta1, beta2)
+        return moments.mean / (moments.square.squareRoot() + eps)
     }
 }

@@ -42,14 +42,28 @@ final class OptimizerTests: KernelTestCase {
         }
     }
 
-    func testAdam() {
-        var random = SplitMix64(71)
+    private func adamOptions(decoupledDecay: Float, l2Decay: Float) -> shims_adam {
+        shims_adam(
+            gradient_scale: 0.3, beta2: 0.999, eps: 1e-8, step_size: 0.01, gradient_step_size: 0.02,
+            inverse_sqrt_correction2: 1.7, weight1: 0.1, weight2: 0.001, decoupled_decay: decoupledDecay,
+            l2_decay: l2Decay)
+    }
+
+    private typealias AdamKernel =
+        @convention(c) (
+            UnsafeMutablePointer<Float>, UnsafePointer<Float>, UnsafeMutablePointer<Float>, UnsafeMutablePointer<Float>,
+            UnsafePointer<shims_adam>, Int64
+        ) -> Void
+
+    /// Checks one of the kernels with Adam's moments, whose step is what `step` makes of (g, m, the denominator).
+    private func checkAdam(
+        _ kernel: (shims_kernel_table) -> AdamKernel, _ step: (Double, Double, Double) -> Double,
+        _ random: inout SplitMix64
+    ) {
         for build in Build.all {
             for n in lengths {
                 for (decoupled, l2): (Float, Float) in [(1, 0), (0.999, 0), (1, 0.01)] {
-                    var options = shims_adam(
-                        gradient_scale: 0.3, beta2: 0.999, eps: 1e-8, step_size: 0.01, inverse_sqrt_correction2: 1.7,
-                        weight1: 0.1, weight2: 0.001, decoupled_decay: decoupled, l2_decay: l2)
+                    var options = adamOptions(decoupledDecay: decoupled, l2Decay: l2)
                     let p = random.floats(n)
                     let g = random.floats(n)
                     let m = random.floats(n)
@@ -58,7 +72,7 @@ final class OptimizerTests: KernelTestCase {
                     let gradient = Buffer(g)
                     let first = Buffer(m)
                     let second = Buffer(v)
-                    build.kernels.adam(
+                    kernel(build.kernels)(
                         parameter.pointer, gradient.pointer, first.pointer, second.pointer, &options, Int64(n))
 
                     var truth: (p: [Double], m: [Double], v: [Double]) = ([], [], [])
@@ -67,8 +81,7 @@ final class OptimizerTests: KernelTestCase {
                         truth.m.append(Double(m[i]) + Double(Float(0.1)) * (g - Double(m[i])))
                         truth.v.append(Double(Float(0.999)) * Double(v[i]) + Double(Float(0.001)) * g * g)
                         let denominator = truth.v[i].squareRoot() * Double(Float(1.7)) + Double(Float(1e-8))
-                        truth.p.append(
-                            Double(p[i]) * Double(decoupled) - Double(Float(0.01)) * truth.m[i] / denominator)
+                        truth.p.append(Double(p[i]) * Double(decoupled) - step(g, truth.m[i], denominator))
                     }
                     let context = "\(build.name) n=\(n)"
                     expect(first.elements, near: truth.m, within: 2, size: m.map { abs(Double($0)) + 2 }, context)
@@ -79,6 +92,14 @@ final class OptimizerTests: KernelTestCase {
         }
     }
 
+    func testAdam() {
+        var random = SplitMix64(71)
+        let (size, gradientSize) = (Double(Float(0.01)), Double(Float(0.02)))
+        checkAdam({ $0.adam }, { _, m, denominator in size * m / denominator }, &random)
+        checkAdam({ $0.nadam }, { g, m, denominator in (size * m + gradientSize * g) / denominator }, &random)
+        checkAdam({ $0.adam_mean }, { _, m, _ in size * m }, &random)
+    }
+
     /// An update is made element by element: no bit of it depends on the cut.
     func testUpdatesDoNotDependOnTheCut() {
         var random = SplitMix64(72)
@@ -87,25 +108,25 @@ final class OptimizerTests: KernelTestCase {
         let g = random.floats(n)
         let m = random.floats(n)
         let v = random.floats(n, in: 0...1)
-        var options = shims_adam(
-            gradient_scale: 0.3, beta2: 0.999, eps: 1e-8, step_size: 0.01, inverse_sqrt_correction2: 1.7, weight1: 0.1,
-            weight2: 0.001, decoupled_decay: 0.99, l2_decay: 0.1)
+        var options = adamOptions(decoupledDecay: 0.99, l2Decay: 0.1)
         for build in Build.all {
-            func update(_ cuts: [Range<Int>]) -> [Float] {
-                let parameter = Buffer(p)
-                let gradient = Buffer(g)
-                let first = Buffer(m)
-                let second = Buffer(v)
-                for cut in cuts {
-                    let start = cut.lowerBound
-                    build.kernels.adam(
-                        parameter.pointer + start, gradient.pointer + start, first.pointer + start,
-                        second.pointer + start, &options, Int64(cut.count))
+            for kernel in [build.kernels.adam, build.kernels.nadam, build.kernels.adam_mean] {
+                func update(_ cuts: [Range<Int>]) -> [Float] {
+                    let parameter = Buffer(p)
+                    let gradient = Buffer(g)
+                    let first = Buffer(m)
+                    let second = Buffer(v)
+                    for cut in cuts {
+                        let start = cut.lowerBound
+                        kernel(
+                            parameter.pointer + start, gradient.pointer + start, first.pointer + start,
+                            second.pointer + start, &options, Int64(cut.count))
+                    }
+                    return parameter.elements + first.elements + second.elements
                 }
-                return parameter.elements + first.elements + second.elements
+                let whole = update([0..<n])
+                for cut in 1..<n { expectSameBits(update([0..<cut, cut..<n]), whole, "\(build.name) cut at \(cut)") }
             }
-            let whole = update([0..<n])
-            for cut in 1..<n { expectSameBits(update([0..<cut, cut..<n]), whole, "\(build.name) cut at \(cut)") }
         }
     }
 }

@@ -23,6 +23,8 @@ int main(void) {
     ga_sgd_options sgd = GA_SGD_OPTIONS_INIT;
     ga_adam_options adam = GA_ADAM_OPTIONS_INIT;
     ga_adamw_options adamw = GA_ADAMW_OPTIONS_INIT;
+    ga_radam_options radam = GA_RADAM_OPTIONS_INIT;
+    ga_nadam_options nadam = GA_NADAM_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -51,6 +53,23 @@ int main(void) {
     EXPECT(adamw.beta2 == 0.999 && offsetof(ga_adamw_options, beta2) == 24);
     EXPECT(adamw.eps == 1e-8 && offsetof(ga_adamw_options, eps) == 32);
     EXPECT(adamw.weight_decay == 1e-2 && offsetof(ga_adamw_options, weight_decay) == 40);
+
+    EXPECT(radam.struct_size == sizeof radam && sizeof radam == 48);
+    EXPECT(radam.decoupled_weight_decay == 0 && offsetof(ga_radam_options, decoupled_weight_decay) == 4);
+    EXPECT(radam.learning_rate == 1e-3 && offsetof(ga_radam_options, learning_rate) == 8);
+    EXPECT(radam.beta1 == 0.9 && offsetof(ga_radam_options, beta1) == 16);
+    EXPECT(radam.beta2 == 0.999 && offsetof(ga_radam_options, beta2) == 24);
+    EXPECT(radam.eps == 1e-8 && offsetof(ga_radam_options, eps) == 32);
+    EXPECT(radam.weight_decay == 0.0 && offsetof(ga_radam_options, weight_decay) == 40);
+
+    EXPECT(nadam.struct_size == sizeof nadam && sizeof nadam == 56);
+    EXPECT(nadam.decoupled_weight_decay == 0 && offsetof(ga_nadam_options, decoupled_weight_decay) == 4);
+    EXPECT(nadam.learning_rate == 2e-3 && offsetof(ga_nadam_options, learning_rate) == 8);
+    EXPECT(nadam.beta1 == 0.9 && offsetof(ga_nadam_options, beta1) == 16);
+    EXPECT(nadam.beta2 == 0.999 && offsetof(ga_nadam_options, beta2) == 24);
+    EXPECT(nadam.eps == 1e-8 && offsetof(ga_nadam_options, eps) == 32);
+    EXPECT(nadam.weight_decay == 0.0 && offsetof(ga_nadam_options, weight_decay) == 40);
+    EXPECT(nadam.momentum_decay == 4e-3 && offsetof(ga_nadam_options, momentum_decay) == 48);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 48);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

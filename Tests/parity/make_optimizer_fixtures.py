@@ -25,6 +25,21 @@ OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
     "adam_decay": (torch.optim.Adam, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
     "adamw": (torch.optim.AdamW, {"lr": 0.1}),
     "adamw_betas": (torch.optim.AdamW, {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
+    "radam": (torch.optim.RAdam, {"lr": 0.1, "betas": (0.9, 0.95)}),
+    "radam_decay": (torch.optim.RAdam, {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.1}),
+    "radam_decoupled": (
+        torch.optim.RAdam,
+        {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
+    "nadam": (torch.optim.NAdam, {"lr": 0.1}),
+    "nadam_decay": (
+        torch.optim.NAdam,
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1, "momentum_decay": 0.5},
+    ),
+    "nadam_decoupled": (
+        torch.optim.NAdam,
+        {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
+    ),
 }
 
 

@@ -313,6 +313,11 @@ OPTIMIZERS = {
     "ga_sgd_create": (_ffi.SGDOptions, ("learning_rate", "momentum", "weight_decay")),
     "ga_adam_create": (_ffi.AdamOptions, ("learning_rate", "beta1", "beta2", "eps", "weight_decay")),
     "ga_adamw_create": (_ffi.AdamWOptions, ("learning_rate", "beta1", "beta2", "eps", "weight_decay")),
+    "ga_radam_create": (_ffi.RAdamOptions, ("learning_rate", "beta1", "beta2", "eps", "weight_decay")),
+    "ga_nadam_create": (
+        _ffi.NAdamOptions,
+        ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "momentum_decay"),
+    ),
 }
 for function, (struct, fields) in OPTIMIZERS.items():
     for field in fields:

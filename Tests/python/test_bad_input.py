@@ -61,6 +61,8 @@ STRUCTS = [
     ("ga_sgd_create", 3, _ffi.SGDOptions),
     ("ga_adam_create", 3, _ffi.AdamOptions),
     ("ga_adamw_create", 3, _ffi.AdamWOptions),
+    ("ga_radam_create", 3, _ffi.RAdamOptions),
+    ("ga_nadam_create", 3, _ffi.NAdamOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),
 ]

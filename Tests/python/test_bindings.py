@@ -26,6 +26,8 @@ STRUCTS = {
     "ga_sgd_options": _ffi.SGDOptions,
     "ga_adam_options": _ffi.AdamOptions,
     "ga_adamw_options": _ffi.AdamWOptions,
+    "ga_radam_options": _ffi.RAdamOptions,
+    "ga_nadam_options": _ffi.NAdamOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }

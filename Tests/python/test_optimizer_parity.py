@@ -18,6 +18,15 @@ OPTIMIZERS: dict[str, tuple[type[ga.Optimizer], dict]] = {
     "adam_decay": (ga.Adam, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
     "adamw": (ga.AdamW, {"lr": 0.1}),
     "adamw_betas": (ga.AdamW, {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
+    "radam": (ga.RAdam, {"lr": 0.1, "betas": (0.9, 0.95)}),
+    "radam_decay": (ga.RAdam, {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.1}),
+    "radam_decoupled": (ga.RAdam, {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "nadam": (ga.NAdam, {"lr": 0.1}),
+    "nadam_decay": (
+        ga.NAdam,
+        {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1, "momentum_decay": 0.5},
+    ),
+    "nadam_decoupled": (ga.NAdam, {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}),
 }
 
 

@@ -28,7 +28,9 @@ typedef struct shims_sgd {
 
 /* step_size = learning_rate / (1 - beta1^t); denominator = sqrt(v) / sqrt(1 - beta2^t) + eps. */
 typedef struct shims_adam {
-    float gradient_scale, beta2, eps, step_size, inverse_sqrt_correction2;
+    float gradient_scale, beta2, eps, step_size;
+    float gradient_step_size; /* of nadam alone */
+    float inverse_sqrt_correction2;
     float weight1, weight2; /* 1 - beta1 and 1 - beta2, which float32 would round to few digits */
     float decoupled_decay; /* parameters are multiplied by this first: 1 - learning_rate * weight_decay, or 1 */
     float l2_decay;        /* times the parameter is added to the gradient */
@@ -158,6 +160,12 @@ typedef struct shims_kernel_table {
                          const shims_sgd *_Nonnull options, int64_t n);
     void (*_Nonnull adam)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
                           float *_Nonnull v, const shims_adam *_Nonnull options, int64_t n);
+    /* The same with a step of step_size along m and gradient_step_size along the gradient, over that denominator. */
+    void (*_Nonnull nadam)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
+                           float *_Nonnull v, const shims_adam *_Nonnull options, int64_t n);
+    /* The same with a step of step_size along m alone. */
+    void (*_Nonnull adam_mean)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
+                               float *_Nonnull v, const shims_adam *_Nonnull options, int64_t n);
 } shims_kernel_table;
 
 #endif

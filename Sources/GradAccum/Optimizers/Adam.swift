@@ -45,16 +45,15 @@ extension Adam: ElementwiseRule {
     public var slotNames: [String] { AdamMoments.slotNames }
 
     public func validate() throws(GAError) {
-        try requireLearningRate()
-        try requireBetas(beta1, beta2)
-        try require(eps, "eps", in: 0...Double.infinity)
-        try require(weightDecay, "weight_decay", in: 0...Double.infinity)
+        try requireAdam(beta1, beta2, eps: eps, weightDecay: weightDecay, isDecoupled: false)
     }
 
     public func step(number: Int, gradientScale: Float) -> Step {
         let moments = AdamMoments(beta1, beta2, number: number)
         return adamStep(
-            moments.options(gradientScale: gradientScale, learningRate: learningRate, eps: eps, l2Decay: weightDecay))
+            moments.options(
+                gradientScale: gradientScale, stepSize: learningRate / moments.correction1, eps: eps,
+                l2Decay: weightDecay))
     }
 }
 
@@ -63,17 +62,14 @@ extension AdamW: ElementwiseRule {
     public var slotNames: [String] { AdamMoments.slotNames }
 
     public func validate() throws(GAError) {
-        try requireLearningRate()
-        try requireBetas(beta1, beta2)
-        try require(eps, "eps", in: 0...Double.infinity)
-        try requireDecoupledDecay(weightDecay)
+        try requireAdam(beta1, beta2, eps: eps, weightDecay: weightDecay, isDecoupled: true)
     }
 
     public func step(number: Int, gradientScale: Float) -> Step {
         let moments = AdamMoments(beta1, beta2, number: number)
         return adamStep(
             moments.options(
-                gradientScale: gradientScale, learningRate: learningRate, eps: eps,
+                gradientScale: gradientScale, stepSize: learningRate / moments.correction1, eps: eps,
                 decoupledDecay: decoupledDecay(weightDecay)))
     }
 }
@@ -96,23 +92,53 @@ struct AdamMoments {
         correction2 = 1 - power(beta2, number)
     }
 
-    /// A step of `learningRate * m / correction1` over `sqrt(v / correction2) + eps`.
+    /// A step of `stepSize * m / (sqrt(v / correction2) + eps)`, or without that correction.
     func options(
-        gradientScale: Float, learningRate: Double, eps: Double, decoupledDecay: Double = 1, l2Decay: Double = 0
+        gradientScale: Float, stepSize: Double, eps: Double, correctsRoot: Bool = true, decoupledDecay: Double = 1,
+        l2Decay: Double = 0
     ) -> shims_adam {
         shims_adam(
-            gradient_scale: gradientScale, beta2: Float(beta2), eps: Float(eps),
-            step_size: Float(learningRate / correction1),
-            inverse_sqrt_correction2: Float(1 / correction2.squareRoot()), weight1: Float(1 - beta1),
-            weight2: Float(1 - beta2), decoupled_decay: Float(decoupledDecay), l2_decay: Float(l2Decay))
+            gradient_scale: gradientScale, beta2: Float(beta2), eps: Float(eps), step_size: Float(stepSize),
+            gradient_step_size: 0, inverse_sqrt_correction2: correctsRoot ? Float(1 / correction2.squareRoot()) : 1,
+            weight1: Float(1 - beta1), weight2: Float(1 - beta2), decoupled_decay: Float(decoupledDecay),
+            l2_decay: Float(l2Decay))
     }
 }
 
-private func adamStep(_ options: shims_adam) -> Step {
-    { parameter, gradient, slots, start, count in
+/// A step of Adam, or one with its moments that is made along the mean alone.
+func adamStep(_ options: shims_adam, alongMean isAlongMean: Bool = false) -> Step {
+    let kernel = isAlongMean ? Runtime.kernels.adam_mean : Runtime.kernels.adam
+    return { parameter, gradient, slots, start, count in
         withUnsafePointer(to: options) {
-            Runtime.kernels.adam(
-                parameter + start, gradient + start, slots[0] + start, slots[1] + start, $0, Int64(count))
+            kernel(parameter + start, gradient + start, slots[0] + start, slots[1] + start, $0, Int64(count))
         }
     }
+}
+
+extension UpdateRule {
+    /// The hyperparameters of a rule with Adam's moments.
+    func requireAdam(
+        _ beta1: Double, _ beta2: Double, eps: Double, weightDecay: Double, isDecoupled: Bool
+    ) throws(GAError) {
+        try requireLearningRate()
+        try require(beta1, "beta1", in: 0...1.0.nextDown)
+        try require(beta2, "beta2", in: 0...1.0.nextDown)
+        try require(eps, "eps", in: 0...Double.infinity)
+        if isDecoupled {
+            try requireDecoupledDecay(weightDecay)
+        } else {
+            try require(weightDecay, "weight_decay", in: 0...Double.infinity)
+        }
+    }
+}
+
+/// base to the power of a count, by squaring.
+func power(_ base: Double, _ count: Int) -> Double {
+    var (result, square, rest) = (1.0, base, count)
+    while rest > 0 {
+        if rest & 1 == 1 { result *= square }
+        square *= square
+        rest >>= 1
+    }
+    return result
 }

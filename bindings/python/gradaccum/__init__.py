@@ -52,7 +52,7 @@ from .ops import (
     sum,
     transpose,
 )
-from .optim import SGD, Adam, AdamW, Optimizer
+from .optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam
 from .runtime import (
     MemoryUsage,
     compute_dtype,
@@ -88,8 +88,10 @@ __all__ = [
     "Accumulator",
     "Adam",
     "AdamW",
+    "NAdam",
     "Optimizer",
     "Outcome",
+    "RAdam",
     "Report",
     "SGD",
 ]

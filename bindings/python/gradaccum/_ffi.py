@@ -92,6 +92,44 @@ class AdamWOptions(_Sized):
     _defaults_ = (*AdamOptions._defaults_, ("weight_decay", 1e-2))
 
 
+class RAdamOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("decoupled_weight_decay", c_int32),
+        ("learning_rate", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("eps", c_double),
+        ("weight_decay", c_double),
+    ]
+    _defaults_ = (
+        ("learning_rate", 1e-3),
+        ("beta1", 0.9),
+        ("beta2", 0.999),
+        ("eps", 1e-8),
+    )
+
+
+class NAdamOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("decoupled_weight_decay", c_int32),
+        ("learning_rate", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("eps", c_double),
+        ("weight_decay", c_double),
+        ("momentum_decay", c_double),
+    ]
+    _defaults_ = (
+        ("learning_rate", 2e-3),
+        ("beta1", 0.9),
+        ("beta2", 0.999),
+        ("eps", 1e-8),
+        ("momentum_decay", 4e-3),
+    )
+
+
 class AccumulatorOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -212,6 +250,8 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_sgd_create": (_Status, (_handles, _handles, c_int64, POINTER(SGDOptions))),
     "ga_adam_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamOptions))),
     "ga_adamw_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamWOptions))),
+    "ga_radam_create": (_Status, (_handles, _handles, c_int64, POINTER(RAdamOptions))),
+    "ga_nadam_create": (_Status, (_handles, _handles, c_int64, POINTER(NAdamOptions))),
     "ga_optimizer_free": (None, (_handle,)),
     "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
     "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),

@@ -106,3 +106,53 @@ class AdamW(Optimizer):
             learning_rate=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay
         )
         super().__init__(lib.ga_adamw_create, parameters, options)
+
+
+class RAdam(Optimizer):
+    """Rectified Adam, as torch.optim.RAdam."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        options = _ffi.RAdamOptions(
+            decoupled_weight_decay=int(decoupled_weight_decay),
+            learning_rate=lr,
+            beta1=betas[0],
+            beta2=betas[1],
+            eps=eps,
+            weight_decay=weight_decay,
+        )
+        super().__init__(lib.ga_radam_create, parameters, options)
+
+
+class NAdam(Optimizer):
+    """Adam with Nesterov's momentum, as torch.optim.NAdam."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 2e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        options = _ffi.NAdamOptions(
+            decoupled_weight_decay=int(decoupled_weight_decay),
+            learning_rate=lr,
+            beta1=betas[0],
+            beta2=betas[1],
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum_decay=momentum_decay,
+        )
+        super().__init__(lib.ga_nadam_create, parameters, options)
