@@ -445,6 +445,20 @@ typedef struct ga_nadam_options {
 #define GA_NADAM_OPTIONS_INIT { sizeof(ga_nadam_options), 0, 2e-3, 0.9, 0.999, 1e-8, 0.0, 4e-3 }
 
 /*
+ * Lion (Chen et al., arXiv 2302.06675), as its authors' PyTorch version: the sign of a momentum is the direction, and
+ * weight decay is decoupled. It wants a learning rate 3 to 10 times smaller than AdamW's.
+ */
+typedef struct ga_lion_options {
+    uint32_t struct_size;
+    uint32_t reserved;
+    double learning_rate;
+    double beta1; /* the share of the momentum in the direction of an update                            */
+    double beta2; /* the share of the momentum in the next momentum                                     */
+    double weight_decay;
+} ga_lion_options;
+#define GA_LION_OPTIONS_INIT { sizeof(ga_lion_options), 0, 1e-4, 0.9, 0.99, 0.0 }
+
+/*
  * Creates an optimizer of count different parameters: contiguous float32 leaves. They become parameters if
  * they were not. options NULL takes the defaults. Errors: STATE if one belongs to another optimizer.
  */
@@ -458,6 +472,8 @@ ga_status ga_radam_create(ga_optimizer **out, ga_tensor *const *parameters, int6
                           const ga_radam_options *options);
 ga_status ga_nadam_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
                           const ga_nadam_options *options);
+ga_status ga_lion_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                         const ga_lion_options *options);
 
 void ga_optimizer_free(ga_optimizer *optimizer);
 

@@ -94,6 +94,24 @@ public func ga_nadam_create(
     }
 }
 
+@_cdecl("ga_lion_create") @implementation
+public func ga_lion_create(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ given: UnsafePointer<ga_lion_options>!
+) -> ga_status {
+    let defaults = Lion()
+    return creating(
+        out, parameters, count, given,
+        or: ga_lion_options(
+            struct_size: 0, reserved: 0, learning_rate: defaults.learningRate, beta1: defaults.beta1,
+            beta2: defaults.beta2, weight_decay: defaults.weightDecay)
+    ) { (chosen) throws(GAError) in
+        Lion(
+            learningRate: chosen.learning_rate, beta1: chosen.beta1, beta2: chosen.beta2,
+            weightDecay: chosen.weight_decay)
+    }
+}
+
 @_cdecl("ga_optimizer_free") @implementation
 public func ga_optimizer_free(_ optimizer: OpaquePointer!) {
     freeHandle(optimizer, .optimizer)

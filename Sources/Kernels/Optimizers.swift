@@ -109,3 +109,25 @@ func adamMean(
     func step(_ p: Vector, _ g: Vector, _ m: Vector, _ v: Vector) -> Vector { multiplyAdd(size, m, p) }
     withMoments(parameter, gradient, m, v, options, n, step)
 }
+
+/// Lion as its authors publish it: p, decayed first, loses `learning_rate` times the sign of m moved towards
+/// `g = scale * gradient` by `1 - beta1`; then m moves towards g by `1 - beta2`.
+func lion(
+    _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>, _ m: UnsafeMutablePointer<Float>,
+    _ options: UnsafePointer<shims_lion>, _ n: Int64
+) {
+    let options = options.pointee
+    let scale = Vector(repeating: options.gradient_scale)
+    let weight1 = Vector(repeating: options.weight1)
+    let weight2 = Vector(repeating: options.weight2)
+    let step = Vector(repeating: -options.learning_rate)
+    @inline(always)
+    func update(_ lanes: Lanes) {
+        let mean = load(m, lanes)
+        let change = load(gradient, lanes) * scale - mean
+        let direction = sign(multiplyAdd(weight1, change, mean))
+        store(multiplyAdd(weight2, change, mean), m, lanes)
+        store(multiplyAdd(step, direction, load(parameter, lanes) * options.decoupled_decay), parameter, lanes)
+    }
+    forEachLanes(to: Int(n), update)
+}

@@ -33,5 +33,6 @@ public func makeKernelTable() -> shims_kernel_table {
         sgd: sgd,
         adam: adam,
         nadam: nadam,
-        adam_mean: adamMean)
+        adam_mean: adamMean,
+        lion: lion)
 }

@@ -179,6 +179,13 @@ func magnitude(_ x: Vector) -> Vector {
     unsafeBitCast(unsafeBitCast(x, to: Bits.self) & 0x7fff_ffff, to: Vector.self)
 }
 
+/// 1, -1 or 0.
+@inline(always)
+func sign(_ x: Vector) -> Vector {
+    let one = unsafeBitCast(x, to: Bits.self) & 0x8000_0000 | 0x3f80_0000
+    return choose(unsafeBitCast(one, to: Vector.self), 0, where: x .== 0)
+}
+
 /// The largest lane, NaN lanes left out.
 @inline(always)
 func largest(_ x: Vector) -> Float {

@@ -78,6 +78,11 @@ struct OptimizerCase: Sendable {
         },
         nadam("nadam", NAdam(learningRate: 0.02, weightDecay: 0.1, decoupledWeightDecay: true)),
         nadam("nadam with a fast momentum", NAdam(learningRate: 0.02, momentumDecay: 50)),
+        OptimizerCase("lion", Lion(learningRate: 0.01, weightDecay: 0.1)) { p, g, state, _ in
+            let direction = 0.9 * state[0] + (1 - 0.9) * g
+            p -= 0.01 * ((direction > 0 ? 1 : direction < 0 ? -1 : 0) + 0.1 * p)
+            state[0] = 0.99 * state[0] + (1 - 0.99) * g
+        },
     ]
 
     private static func sgd(_ name: String, _ rule: SGD) -> OptimizerCase {

@@ -100,6 +100,36 @@ final class OptimizerTests: KernelTestCase {
         checkAdam({ $0.adam_mean }, { _, m, _ in size * m }, &random)
     }
 
+    func testLion() {
+        var random = SplitMix64(73)
+        for build in Build.all {
+            for n in lengths {
+                var options = shims_lion(
+                    gradient_scale: 0.5, learning_rate: 0.01, weight1: 0.1, weight2: 0.01, decoupled_decay: 0.999)
+                let p = random.floats(n)
+                let m = random.floats(n)
+                // Now and then a direction of exactly 0.
+                let g = m.enumerated().map { $0 % 5 == 0 ? 0 : $1 + Float.random(in: -40...40, using: &random) }
+                let old = m.enumerated().map { $0 % 5 == 0 ? 0 : $1 }
+                let parameter = Buffer(p)
+                let gradient = Buffer(g)
+                let mean = Buffer(old)
+                build.kernels.lion(parameter.pointer, gradient.pointer, mean.pointer, &options, Int64(n))
+
+                var truth: (p: [Double], m: [Double]) = ([], [])
+                for i in 0..<n {
+                    let change = 0.5 * Double(g[i]) - Double(old[i])
+                    let direction = Double(old[i]) + Double(Float(0.1)) * change
+                    let sign: Double = direction > 0 ? 1 : direction < 0 ? -1 : 0
+                    truth.p.append(Double(p[i]) * Double(Float(0.999)) - Double(Float(0.01)) * sign)
+                    truth.m.append(Double(old[i]) + Double(Float(0.01)) * change)
+                }
+                expect(parameter.elements, near: truth.p, within: 1, size: p.map { abs(Double($0)) + 0.01 }, build.name)
+                expect(mean.elements, near: truth.m, within: 1, size: old.map { abs(Double($0)) + 1 }, build.name)
+            }
+        }
+    }
+
     /// An update is made element by element: no bit of it depends on the cut.
     func testUpdatesDoNotDependOnTheCut() {
         var random = SplitMix64(72)

@@ -25,6 +25,7 @@ int main(void) {
     ga_adamw_options adamw = GA_ADAMW_OPTIONS_INIT;
     ga_radam_options radam = GA_RADAM_OPTIONS_INIT;
     ga_nadam_options nadam = GA_NADAM_OPTIONS_INIT;
+    ga_lion_options lion = GA_LION_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -70,6 +71,13 @@ int main(void) {
     EXPECT(nadam.eps == 1e-8 && offsetof(ga_nadam_options, eps) == 32);
     EXPECT(nadam.weight_decay == 0.0 && offsetof(ga_nadam_options, weight_decay) == 40);
     EXPECT(nadam.momentum_decay == 4e-3 && offsetof(ga_nadam_options, momentum_decay) == 48);
+
+    EXPECT(lion.struct_size == sizeof lion && sizeof lion == 40);
+    EXPECT(lion.reserved == 0 && offsetof(ga_lion_options, reserved) == 4);
+    EXPECT(lion.learning_rate == 1e-4 && offsetof(ga_lion_options, learning_rate) == 8);
+    EXPECT(lion.beta1 == 0.9 && offsetof(ga_lion_options, beta1) == 16);
+    EXPECT(lion.beta2 == 0.99 && offsetof(ga_lion_options, beta2) == 24);
+    EXPECT(lion.weight_decay == 0.0 && offsetof(ga_lion_options, weight_decay) == 32);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 48);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

@@ -9,6 +9,8 @@ make_fixtures.py, each runs in float64 and in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -16,6 +18,26 @@ from make_fixtures import Arrays, keep, write
 
 UPDATES = (1, 10, 100)
 SHAPES = {"vector": (67,), "matrix": (12, 23)}
+
+
+class Lion(torch.optim.Optimizer):
+    """Chen et al., arXiv 2302.06675, algorithm 2."""
+
+    def __init__(
+        self, parameters: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                c = beta1 * m + (1 - beta1) * p.grad
+                p -= lr * (torch.sign(c) + decay * p)
+                m.mul_(beta2).add_((1 - beta2) * p.grad)
+
 
 OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
@@ -40,6 +62,8 @@ OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
         torch.optim.NAdam,
         {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
     ),
+    "lion": (Lion, {"lr": 0.1}),
+    "lion_decay": (Lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
 }
 
 

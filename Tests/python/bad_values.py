@@ -318,6 +318,7 @@ OPTIMIZERS = {
         _ffi.NAdamOptions,
         ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "momentum_decay"),
     ),
+    "ga_lion_create": (_ffi.LionOptions, ("learning_rate", "beta1", "beta2", "weight_decay")),
 }
 for function, (struct, fields) in OPTIMIZERS.items():
     for field in fields:

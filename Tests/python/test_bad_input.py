@@ -63,6 +63,7 @@ STRUCTS = [
     ("ga_adamw_create", 3, _ffi.AdamWOptions),
     ("ga_radam_create", 3, _ffi.RAdamOptions),
     ("ga_nadam_create", 3, _ffi.NAdamOptions),
+    ("ga_lion_create", 3, _ffi.LionOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),
 ]

@@ -28,6 +28,7 @@ STRUCTS = {
     "ga_adamw_options": _ffi.AdamWOptions,
     "ga_radam_options": _ffi.RAdamOptions,
     "ga_nadam_options": _ffi.NAdamOptions,
+    "ga_lion_options": _ffi.LionOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }

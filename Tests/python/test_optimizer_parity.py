@@ -27,6 +27,8 @@ OPTIMIZERS: dict[str, tuple[type[ga.Optimizer], dict]] = {
         {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1, "momentum_decay": 0.5},
     ),
     "nadam_decoupled": (ga.NAdam, {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "lion": (ga.Lion, {"lr": 0.1}),
+    "lion_decay": (ga.Lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
 }
 
 

@@ -58,6 +58,12 @@ typedef struct shims_product {
     shims_format arithmetic;
 } shims_product;
 
+typedef struct shims_lion {
+    float gradient_scale, learning_rate;
+    float weight1, weight2; /* 1 - beta1 and 1 - beta2 */
+    float decoupled_decay;  /* parameters are multiplied by this first */
+} shims_lion;
+
 typedef struct shims_kernel_table {
     /* --- elementwise ------------------------------------------------------------------------------- */
     /* out[i] = a[i * a_step] op b[i * b_step]; a_step and b_step are 0 or 1. out may be a or b. */
@@ -166,6 +172,8 @@ typedef struct shims_kernel_table {
     /* The same with a step of step_size along m alone. */
     void (*_Nonnull adam_mean)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
                                float *_Nonnull v, const shims_adam *_Nonnull options, int64_t n);
+    void (*_Nonnull lion)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
+                          const shims_lion *_Nonnull options, int64_t n);
 } shims_kernel_table;
 
 #endif

@@ -121,8 +121,7 @@ extension UpdateRule {
         _ beta1: Double, _ beta2: Double, eps: Double, weightDecay: Double, isDecoupled: Bool
     ) throws(GAError) {
         try requireLearningRate()
-        try require(beta1, "beta1", in: 0...1.0.nextDown)
-        try require(beta2, "beta2", in: 0...1.0.nextDown)
+        try requireBetas(beta1, beta2)
         try require(eps, "eps", in: 0...Double.infinity)
         if isDecoupled {
             try requireDecoupledDecay(weightDecay)

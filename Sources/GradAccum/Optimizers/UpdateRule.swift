@@ -69,6 +69,12 @@ extension UpdateRule {
         try require(learningRate, "learning_rate", in: 0...Double.infinity)
     }
 
+    /// Errors: `invalidArgument` unless both are at least 0 and below 1.
+    func requireBetas(_ beta1: Double, _ beta2: Double) throws(GAError) {
+        try require(beta1, "beta1", in: 0...1.0.nextDown)
+        try require(beta2, "beta2", in: 0...1.0.nextDown)
+    }
+
     /// What a parameter is multiplied by before an update where weight decay is decoupled.
     func decoupledDecay(_ weightDecay: Double) -> Double { 1 - learningRate * weightDecay }
 

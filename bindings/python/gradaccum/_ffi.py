@@ -130,6 +130,22 @@ class NAdamOptions(_Sized):
     )
 
 
+class LionOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("learning_rate", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("weight_decay", c_double),
+    ]
+    _defaults_ = (
+        ("learning_rate", 1e-4),
+        ("beta1", 0.9),
+        ("beta2", 0.99),
+    )
+
+
 class AccumulatorOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -252,6 +268,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_adamw_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamWOptions))),
     "ga_radam_create": (_Status, (_handles, _handles, c_int64, POINTER(RAdamOptions))),
     "ga_nadam_create": (_Status, (_handles, _handles, c_int64, POINTER(NAdamOptions))),
+    "ga_lion_create": (_Status, (_handles, _handles, c_int64, POINTER(LionOptions))),
     "ga_optimizer_free": (None, (_handle,)),
     "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
     "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),

@@ -156,3 +156,20 @@ class NAdam(Optimizer):
             momentum_decay=momentum_decay,
         )
         super().__init__(lib.ga_nadam_create, parameters, options)
+
+
+class Lion(Optimizer):
+    """Lion, as its authors' PyTorch version: the sign of a momentum is the direction."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-4,
+        *,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        options = _ffi.LionOptions(
+            learning_rate=lr, beta1=betas[0], beta2=betas[1], weight_decay=weight_decay
+        )
+        super().__init__(lib.ga_lion_create, parameters, options)
