@@ -459,6 +459,36 @@ typedef struct ga_lion_options {
 #define GA_LION_OPTIONS_INIT { sizeof(ga_lion_options), 0, 1e-4, 0.9, 0.99, 0.0 }
 
 /*
+ * LAMB (You et al., arXiv 1904.00962): the direction of AdamW, with a step per parameter that is learning_rate times as
+ * long as the parameter; of a parameter or a direction of zeros, learning_rate times the direction.
+ */
+typedef struct ga_lamb_options {
+    uint32_t struct_size;
+    uint32_t reserved;
+    double learning_rate;
+    double beta1;
+    double beta2;
+    double eps;
+    double weight_decay;
+} ga_lamb_options;
+#define GA_LAMB_OPTIONS_INIT { sizeof(ga_lamb_options), 0, 1e-3, 0.9, 0.999, 1e-6, 1e-2 }
+
+/*
+ * LARS (You et al., arXiv 1708.03888): with g the gradient and p the parameter, a momentum of
+ * rate * (g + weight_decay * p), which p loses. The rate is
+ * learning_rate * trust_coefficient * |p| / (|g| + weight_decay * |p|), or learning_rate where |p| or |g| is 0.
+ */
+typedef struct ga_lars_options {
+    uint32_t struct_size;
+    uint32_t reserved;
+    double learning_rate;
+    double momentum;
+    double weight_decay;
+    double trust_coefficient;
+} ga_lars_options;
+#define GA_LARS_OPTIONS_INIT { sizeof(ga_lars_options), 0, 1.0, 0.9, 5e-4, 1e-3 }
+
+/*
  * Creates an optimizer of count different parameters: contiguous float32 leaves. They become parameters if
  * they were not. options NULL takes the defaults. Errors: STATE if one belongs to another optimizer.
  */
@@ -474,6 +504,10 @@ ga_status ga_nadam_create(ga_optimizer **out, ga_tensor *const *parameters, int6
                           const ga_nadam_options *options);
 ga_status ga_lion_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
                          const ga_lion_options *options);
+ga_status ga_lamb_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                         const ga_lamb_options *options);
+ga_status ga_lars_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                         const ga_lars_options *options);
 
 void ga_optimizer_free(ga_optimizer *optimizer);
 

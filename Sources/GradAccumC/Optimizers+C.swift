@@ -112,6 +112,42 @@ public func ga_lion_create(
     }
 }
 
+@_cdecl("ga_lamb_create") @implementation
+public func ga_lamb_create(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ given: UnsafePointer<ga_lamb_options>!
+) -> ga_status {
+    let defaults = LAMB()
+    return creating(
+        out, parameters, count, given,
+        or: ga_lamb_options(
+            struct_size: 0, reserved: 0, learning_rate: defaults.learningRate, beta1: defaults.beta1,
+            beta2: defaults.beta2, eps: defaults.eps, weight_decay: defaults.weightDecay)
+    ) { (chosen) throws(GAError) in
+        LAMB(
+            learningRate: chosen.learning_rate, beta1: chosen.beta1, beta2: chosen.beta2, eps: chosen.eps,
+            weightDecay: chosen.weight_decay)
+    }
+}
+
+@_cdecl("ga_lars_create") @implementation
+public func ga_lars_create(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ given: UnsafePointer<ga_lars_options>!
+) -> ga_status {
+    let defaults = LARS()
+    return creating(
+        out, parameters, count, given,
+        or: ga_lars_options(
+            struct_size: 0, reserved: 0, learning_rate: defaults.learningRate, momentum: defaults.momentum,
+            weight_decay: defaults.weightDecay, trust_coefficient: defaults.trustCoefficient)
+    ) { (chosen) throws(GAError) in
+        LARS(
+            learningRate: chosen.learning_rate, momentum: chosen.momentum, weightDecay: chosen.weight_decay,
+            trustCoefficient: chosen.trust_coefficient)
+    }
+}
+
 @_cdecl("ga_optimizer_free") @implementation
 public func ga_optimizer_free(_ optimizer: OpaquePointer!) {
     freeHandle(optimizer, .optimizer)

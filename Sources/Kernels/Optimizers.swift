@@ -1,6 +1,6 @@
 import CShims
 
-/// Stochastic gradient descent as in `torch.optim.SGD`: with `g = scale * gradient + weight_decay * p`, the
+/// Stochastic gradient descent as in `torch.optim.SGD`: with `g = rate * (scale * gradient + weight_decay * p)`, the
 /// buffer becomes `momentum * buffer + g` and p loses `learning_rate` times the buffer, or with Nesterov's
 /// momentum `g + momentum * buffer`.
 func sgd(
@@ -15,7 +15,7 @@ func sgd(
     let (isFirst, isNesterov) = (options.first_update != 0, options.nesterov != 0)
     @inline(always)
     func decayedGradient(_ p: Vector, _ lanes: Lanes) -> Vector {
-        multiplyAdd(decay, p, load(gradient, lanes) * scale)
+        multiplyAdd(decay, p, load(gradient, lanes) * scale) * options.rate
     }
     guard let buffer else {
         @inline(always)

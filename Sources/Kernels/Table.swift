@@ -34,5 +34,7 @@ public func makeKernelTable() -> shims_kernel_table {
         adam: adam,
         nadam: nadam,
         adam_mean: adamMean,
-        lion: lion)
+        lion: lion,
+        lamb_moments: lambMoments,
+        lamb_step: lambStep)
 }

@@ -14,6 +14,16 @@ struct OptimizerCase: Sendable {
             self.shape = shape
             self.values = values
         }
+
+        /// Two numbers of state per element.
+        var pairs: [SIMD2<Double>] {
+            get { state.isEmpty ? values.map { _ in .zero } : zip(state[0], state[1]).map { SIMD2($0, $1) } }
+            set { state = [newValue.map { $0[0] }, newValue.map { $0[1] }] }
+        }
+
+        mutating func add(_ factor: Double, times direction: [Double]) {
+            for i in values.indices { values[i] += factor * direction[i] }
+        }
     }
 
     typealias Reference = @Sendable (inout Truth, _ gradient: [Double], _ update: Int) -> Void
@@ -39,17 +49,13 @@ struct OptimizerCase: Sendable {
         elementwise: @escaping @Sendable (inout Double, Double, inout SIMD2<Double>, Int) -> Void
     ) {
         self.init(name, rule) { truth, gradient, update in
-            let count = gradient.count
-            if update == 1 { truth.state = Array(repeating: Array(repeating: 0, count: count), count: 2) }
-            for i in 0..<count {
-                var state = SIMD2(truth.state[0][i], truth.state[1][i])
-                elementwise(&truth.values[i], gradient[i], &state, update)
-                (truth.state[0][i], truth.state[1][i]) = (state[0], state[1])
-            }
+            var state = truth.pairs
+            for i in gradient.indices { elementwise(&truth.values[i], gradient[i], &state[i], update) }
+            truth.pairs = state
         }
     }
 
-    static let all = [
+    static let all: [OptimizerCase] = [
         sgd("sgd", SGD(learningRate: 0.1)),
         sgd("sgd with weight decay", SGD(learningRate: 0.1, weightDecay: 0.05)),
         sgd("sgd with momentum", SGD(learningRate: 0.05, momentum: 0.9)),
@@ -83,6 +89,8 @@ struct OptimizerCase: Sendable {
             p -= 0.01 * ((direction > 0 ? 1 : direction < 0 ? -1 : 0) + 0.1 * p)
             state[0] = 0.99 * state[0] + (1 - 0.99) * g
         },
+        lamb(LAMB(learningRate: 0.02, weightDecay: 0.1)),
+        lars(LARS(learningRate: 2, momentum: 0.8, weightDecay: 0.1, trustCoefficient: 0.01)),
     ]
 
     private static func sgd(_ name: String, _ rule: SGD) -> OptimizerCase {
@@ -108,6 +116,33 @@ struct OptimizerCase: Sendable {
             p -= rule.learningRate * direction / (square.squareRoot() + rule.eps)
         }
     }
+
+    private static func lamb(_ rule: LAMB) -> OptimizerCase {
+        OptimizerCase("lamb", rule) { truth, gradient, update in
+            var state = truth.pairs
+            var r = gradient.indices.map { i -> Double in
+                direction(gradient[i], &state[i], update, rule.beta1, rule.beta2, rule.eps)
+            }
+            for i in r.indices { r[i] += rule.weightDecay * truth.values[i] }
+            truth.pairs = state
+            truth.add(-rule.learningRate * length(truth.values) / length(r), times: r)
+        }
+    }
+
+    private static func lars(_ rule: LARS) -> OptimizerCase {
+        OptimizerCase("lars", rule) { truth, gradient, update in
+            let length = length(truth.values)
+            let rate = rule.trustCoefficient * length / (Self.length(gradient) + rule.weightDecay * length)
+            if update == 1 { truth.state = [gradient.map { _ in 0 }] }
+            for i in gradient.indices {
+                let decayed = gradient[i] + rule.weightDecay * truth.values[i]
+                truth.state[0][i] = rule.momentum * truth.state[0][i] + rule.learningRate * rate * decayed
+            }
+            truth.add(-1, times: truth.state[0])
+        }
+    }
+
+    private static func length(_ values: [Double]) -> Double { values.reduce(0) { $0 + $1 * $1 }.squareRoot() }
 
     /// The moments of Adam, corrected for their start at 0.
     private static func moments(

@@ -121,7 +121,7 @@ final class OptimizerTests: XCTestCase {
             let parameters = try parameters([[15], [6, 4]])
             let optimizer = try row.make(parameters)
             let (accumulator, start) = (try Accumulator(optimizer), optimizer.learningRate)
-            let updates = 500
+            let updates = 1000
             for update in 0..<updates {
                 try optimizer.setLearningRate(start * (1 - Double(update) / Double(updates)))
                 let loss = try parameters.map { try ($0 * $0).sum() }.reduce(Tensor([0], shape: [])) { try $0 + $1 }

@@ -10,7 +10,7 @@ final class OptimizerTests: KernelTestCase {
                     for (nesterov, firstUpdate) in [(false, false), (false, true), (true, false), (true, true)] {
                         var options = shims_sgd(
                             gradient_scale: 0.3, learning_rate: 0.1, momentum: momentum, weight_decay: 0.01,
-                            nesterov: nesterov ? 1 : 0, first_update: firstUpdate ? 1 : 0)
+                            rate: 0.5, nesterov: nesterov ? 1 : 0, first_update: firstUpdate ? 1 : 0)
                         let p = random.floats(n)
                         let g = random.floats(n)
                         let old = initial(n, accumulate: !firstUpdate, &random)
@@ -22,7 +22,7 @@ final class OptimizerTests: KernelTestCase {
                             Int64(n))
 
                         let direction = (0..<n).map { i -> (velocity: Double, step: Double) in
-                            let g = Double(g[i]) * Double(Float(0.3)) + Double(Float(0.01)) * Double(p[i])
+                            let g = 0.5 * (Double(g[i]) * Double(Float(0.3)) + Double(Float(0.01)) * Double(p[i]))
                             let velocity = firstUpdate ? g : Double(momentum) * Double(old[i]) + g
                             if momentum == 0 { return (velocity, g) }
                             return (velocity, nesterov ? g + Double(momentum) * velocity : velocity)
@@ -98,6 +98,51 @@ final class OptimizerTests: KernelTestCase {
         checkAdam({ $0.adam }, { _, m, denominator in size * m / denominator }, &random)
         checkAdam({ $0.nadam }, { g, m, denominator in (size * m + gradientSize * g) / denominator }, &random)
         checkAdam({ $0.adam_mean }, { _, m, _ in size * m }, &random)
+    }
+
+    func testLAMB() {
+        var random = SplitMix64(74)
+        for build in Build.all {
+            for n in lengths {
+                var options = shims_lamb(
+                    gradient_scale: 0.5, beta2: 0.999, eps: 1e-3, weight1: 0.1, weight2: 0.001,
+                    inverse_correction1: 1.25, inverse_sqrt_correction2: 1.5, weight_decay: 0.125)
+                let p = random.floats(n)
+                let g = random.floats(n)
+                let m = random.floats(n)
+                let v = random.floats(n, in: 0.01...1)
+                let parameter = Buffer(p)
+                let gradient = Buffer(g)
+                let first = Buffer(m)
+                let second = Buffer(v)
+                var squares = shims_squares(parameter: .nan, direction: .nan)
+                build.kernels.lamb_moments(
+                    parameter.pointer, gradient.pointer, first.pointer, second.pointer, &options, Int64(n), &squares)
+                expectSameBits(parameter.elements, p, build.name)
+                build.kernels.lamb_step(parameter.pointer, first.pointer, second.pointer, &options, 0.25, Int64(n))
+
+                var truth: (m: [Double], v: [Double], r: [Double]) = ([], [], [])
+                for i in 0..<n {
+                    let g = 0.5 * Double(g[i])
+                    truth.m.append(Double(m[i]) + Double(Float(0.1)) * (g - Double(m[i])))
+                    truth.v.append(Double(Float(0.999)) * Double(v[i]) + Double(Float(0.001)) * g * g)
+                    let denominator = truth.v[i].squareRoot() * 1.5 + Double(Float(1e-3))
+                    truth.r.append(truth.m[i] * 1.25 / denominator + 0.125 * Double(p[i]))
+                }
+                let context = "\(build.name) n=\(n)"
+                let sizes = zip(p, truth.r).map { abs(Double($0)) + 0.25 * abs($1) + 1 }
+                expect(first.elements, near: truth.m, within: 2, size: m.map { abs(Double($0)) + 2 }, context)
+                expect(second.elements, near: truth.v, within: 2, context)
+                expect(
+                    parameter.elements, near: zip(p, truth.r).map { Double($0) - 0.25 * $1 }, within: 2, size: sizes,
+                    context)
+                // Exact squares of what has a handful of roundings, each of half an ULP.
+                let sum = truth.r.reduce(0) { $0 + $1 * $1 }
+                XCTAssertEqual(squares.direction, sum, accuracy: 16 * 0x1p-24 * (sum + Double(n)), context)
+                let square = p.reduce(0) { $0 + Double($1) * Double($1) }
+                XCTAssertEqual(squares.parameter, square, accuracy: 1e-12 * square, context)
+            }
+        }
     }
 
     func testLion() {

@@ -26,6 +26,8 @@ int main(void) {
     ga_radam_options radam = GA_RADAM_OPTIONS_INIT;
     ga_nadam_options nadam = GA_NADAM_OPTIONS_INIT;
     ga_lion_options lion = GA_LION_OPTIONS_INIT;
+    ga_lamb_options lamb = GA_LAMB_OPTIONS_INIT;
+    ga_lars_options lars = GA_LARS_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -78,6 +80,21 @@ int main(void) {
     EXPECT(lion.beta1 == 0.9 && offsetof(ga_lion_options, beta1) == 16);
     EXPECT(lion.beta2 == 0.99 && offsetof(ga_lion_options, beta2) == 24);
     EXPECT(lion.weight_decay == 0.0 && offsetof(ga_lion_options, weight_decay) == 32);
+
+    EXPECT(lamb.struct_size == sizeof lamb && sizeof lamb == 48);
+    EXPECT(lamb.reserved == 0 && offsetof(ga_lamb_options, reserved) == 4);
+    EXPECT(lamb.learning_rate == 1e-3 && offsetof(ga_lamb_options, learning_rate) == 8);
+    EXPECT(lamb.beta1 == 0.9 && offsetof(ga_lamb_options, beta1) == 16);
+    EXPECT(lamb.beta2 == 0.999 && offsetof(ga_lamb_options, beta2) == 24);
+    EXPECT(lamb.eps == 1e-6 && offsetof(ga_lamb_options, eps) == 32);
+    EXPECT(lamb.weight_decay == 1e-2 && offsetof(ga_lamb_options, weight_decay) == 40);
+
+    EXPECT(lars.struct_size == sizeof lars && sizeof lars == 40);
+    EXPECT(lars.reserved == 0 && offsetof(ga_lars_options, reserved) == 4);
+    EXPECT(lars.learning_rate == 1.0 && offsetof(ga_lars_options, learning_rate) == 8);
+    EXPECT(lars.momentum == 0.9 && offsetof(ga_lars_options, momentum) == 16);
+    EXPECT(lars.weight_decay == 5e-4 && offsetof(ga_lars_options, weight_decay) == 24);
+    EXPECT(lars.trust_coefficient == 1e-3 && offsetof(ga_lars_options, trust_coefficient) == 32);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 48);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

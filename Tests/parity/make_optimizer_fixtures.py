@@ -39,6 +39,60 @@ class Lion(torch.optim.Optimizer):
                 m.mul_(beta2).add_((1 - beta2) * p.grad)
 
 
+class LAMB(torch.optim.Optimizer):
+    """You et al., arXiv 1904.00962, algorithm 2, with the identity as its phi."""
+
+    def __init__(
+        self,
+        parameters: Any,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.updates = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.updates += 1
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                v = self.state[p].setdefault("v", torch.zeros_like(p))
+                m.mul_(beta1).add_((1 - beta1) * p.grad)
+                v.mul_(beta2).add_((1 - beta2) * p.grad**2)
+                corrected_m, corrected_v = m / (1 - beta1**self.updates), v / (1 - beta2**self.updates)
+                r = corrected_m / (corrected_v.sqrt() + group["eps"]) + group["weight_decay"] * p
+                p -= group["lr"] * p.norm() / r.norm() * r
+
+
+class LARS(torch.optim.Optimizer):
+    """You et al., arXiv 1708.03888, algorithm 1."""
+
+    def __init__(
+        self,
+        parameters: Any,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust_coefficient}
+        super().__init__(parameters, options)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            decay = group["weight_decay"]
+            for p in group["params"]:
+                v = self.state[p].setdefault("v", torch.zeros_like(p))
+                rate = group["trust"] * p.norm() / (p.grad.norm() + decay * p.norm())
+                v.mul_(group["momentum"]).add_(group["lr"] * rate * (p.grad + decay * p))
+                p -= v
+
+
 OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
     "sgd_momentum_decay": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
@@ -64,6 +118,10 @@ OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
     ),
     "lion": (Lion, {"lr": 0.1}),
     "lion_decay": (Lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
+    "lamb": (LAMB, {"lr": 0.1}),
+    "lamb_betas": (LAMB, {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2}),
+    "lars": (LARS, {"lr": 10.0}),
+    "lars_plain": (LARS, {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.1, "trust_coefficient": 0.1}),
 }
 
 

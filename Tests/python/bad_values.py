@@ -319,6 +319,8 @@ OPTIMIZERS = {
         ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "momentum_decay"),
     ),
     "ga_lion_create": (_ffi.LionOptions, ("learning_rate", "beta1", "beta2", "weight_decay")),
+    "ga_lamb_create": (_ffi.LAMBOptions, ("learning_rate", "beta1", "beta2", "eps", "weight_decay")),
+    "ga_lars_create": (_ffi.LARSOptions, ("learning_rate", "momentum", "weight_decay", "trust_coefficient")),
 }
 for function, (struct, fields) in OPTIMIZERS.items():
     for field in fields:

@@ -64,6 +64,8 @@ STRUCTS = [
     ("ga_radam_create", 3, _ffi.RAdamOptions),
     ("ga_nadam_create", 3, _ffi.NAdamOptions),
     ("ga_lion_create", 3, _ffi.LionOptions),
+    ("ga_lamb_create", 3, _ffi.LAMBOptions),
+    ("ga_lars_create", 3, _ffi.LARSOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),
 ]

@@ -29,6 +29,8 @@ STRUCTS = {
     "ga_radam_options": _ffi.RAdamOptions,
     "ga_nadam_options": _ffi.NAdamOptions,
     "ga_lion_options": _ffi.LionOptions,
+    "ga_lamb_options": _ffi.LAMBOptions,
+    "ga_lars_options": _ffi.LARSOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }

@@ -29,6 +29,10 @@ OPTIMIZERS: dict[str, tuple[type[ga.Optimizer], dict]] = {
     "nadam_decoupled": (ga.NAdam, {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     "lion": (ga.Lion, {"lr": 0.1}),
     "lion_decay": (ga.Lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
+    "lamb": (ga.LAMB, {"lr": 0.1}),
+    "lamb_betas": (ga.LAMB, {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2}),
+    "lars": (ga.LARS, {"lr": 10.0}),
+    "lars_plain": (ga.LARS, {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.1, "trust_coefficient": 0.1}),
 }
 
 

@@ -23,6 +23,7 @@ typedef enum shims_format { SHIMS_F32, SHIMS_BF16, SHIMS_F16 } shims_format;
 /* g is scaled by gradient_scale (1/weight times the clip factor) before anything else. */
 typedef struct shims_sgd {
     float gradient_scale, learning_rate, momentum, weight_decay;
+    float rate; /* what the gradient with its decay is multiplied by: 1, or LARS's rate of the parameter */
     int32_t nesterov, first_update; /* first_update: the buffer starts as the gradient, as in PyTorch */
 } shims_sgd;
 
@@ -57,6 +58,18 @@ typedef struct shims_product {
     int32_t accumulate;
     shims_format arithmetic;
 } shims_product;
+
+/* The direction of lamb is m / correction1 / (sqrt(v / correction2) + eps) + weight_decay * p. */
+typedef struct shims_lamb {
+    float gradient_scale, beta2, eps;
+    float weight1, weight2; /* 1 - beta1 and 1 - beta2 */
+    float inverse_correction1, inverse_sqrt_correction2, weight_decay;
+} shims_lamb;
+
+/* Sums of squares. */
+typedef struct shims_squares {
+    double parameter, direction;
+} shims_squares;
 
 typedef struct shims_lion {
     float gradient_scale, learning_rate;
@@ -174,6 +187,13 @@ typedef struct shims_kernel_table {
                                float *_Nonnull v, const shims_adam *_Nonnull options, int64_t n);
     void (*_Nonnull lion)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
                           const shims_lion *_Nonnull options, int64_t n);
+    /* Updates m and v as adam does, and sums up the squares of the parameter and of the direction. */
+    void (*_Nonnull lamb_moments)(const float *_Nonnull parameter, const float *_Nonnull gradient,
+                                  float *_Nonnull m, float *_Nonnull v, const shims_lamb *_Nonnull options,
+                                  int64_t n, shims_squares *_Nonnull squares);
+    /* The parameter loses step times the direction. */
+    void (*_Nonnull lamb_step)(float *_Nonnull parameter, const float *_Nonnull m, const float *_Nonnull v,
+                               const shims_lamb *_Nonnull options, float step, int64_t n);
 } shims_kernel_table;
 
 #endif

@@ -29,26 +29,28 @@ public struct Update {
         Update(number: number, gradientScale: gradientScale, parameters: parameters.filter(isIncluded))
     }
 
-    /// Runs `body` for pieces of the parameters, on all threads. Cuts are at multiples of 32768 elements.
-    public func forEachPiece(_ body: (Parameter, Range<Int>) throws(GAError) -> Void) throws(GAError) {
+    /// Runs `body` for pieces of the parameters, on all threads: (place in ``parameters``, elements of it).
+    ///
+    /// A piece starts at a multiple of 32768 elements.
+    public func forEachPiece(_ body: (Int, Range<Int>) throws(GAError) -> Void) throws(GAError) {
         let pieces = Pieces(parameters.map(\.count))
         try Runtime.parallel(tiles: pieces.count) { piece throws(GAError) in
             let (index, start, count) = pieces[piece]
-            try body(parameters[index], start..<(start + count))
+            try body(index, start..<(start + count))
         }
     }
 
-    /// Per parameter, the sums of what `body` returns for its pieces, which runs on all threads.
+    /// For each of ``parameters``, the sums of what `body` returns for its pieces, which runs as in ``forEachPiece(_:)``.
     ///
     /// They are added in the order of the pieces, so that the number of threads changes no bit.
     public func sums(
-        _ body: (Parameter, Range<Int>) throws(GAError) -> SIMD2<Double>
+        _ body: (Int, Range<Int>) throws(GAError) -> SIMD2<Double>
     ) throws(GAError) -> [SIMD2<Double>] {
         let pieces = Pieces(parameters.map(\.count))
         var sums = [SIMD2<Double>](repeating: .zero, count: parameters.count)
         let terms = try collect(pieces.count) { piece throws(GAError) in
             let (index, start, count) = pieces[piece]
-            return try body(parameters[index], start..<(start + count))
+            return try body(index, start..<(start + count))
         }
         for (piece, term) in terms.enumerated() { sums[pieces[piece].index] += term }
         return sums

@@ -45,10 +45,11 @@ extension ElementwiseRule {
 
     public func apply(_ update: Update) throws(GAError) {
         let step = step(number: update.number, gradientScale: update.gradientScale)
-        try update.forEachPiece { parameter, range in
-            step(
-                parameter.values, parameter.gradient, parameter.slots.indices.map { parameter.floats($0) },
-                range.lowerBound, range.count)
+        // Made here, as pieces make no array.
+        let slots = update.parameters.map { parameter in parameter.slots.indices.map { parameter.floats($0) } }
+        try update.forEachPiece { index, range in
+            let parameter = update.parameters[index]
+            step(parameter.values, parameter.gradient, slots[index], range.lowerBound, range.count)
         }
     }
 }

@@ -52,7 +52,7 @@ from .ops import (
     sum,
     transpose,
 )
-from .optim import SGD, Adam, AdamW, Lion, NAdam, Optimizer, RAdam
+from .optim import LAMB, LARS, SGD, Adam, AdamW, Lion, NAdam, Optimizer, RAdam
 from .runtime import (
     MemoryUsage,
     compute_dtype,
@@ -88,6 +88,8 @@ __all__ = [
     "Accumulator",
     "Adam",
     "AdamW",
+    "LAMB",
+    "LARS",
     "Lion",
     "NAdam",
     "Optimizer",

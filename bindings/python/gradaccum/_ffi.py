@@ -146,6 +146,42 @@ class LionOptions(_Sized):
     )
 
 
+class LAMBOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("learning_rate", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("eps", c_double),
+        ("weight_decay", c_double),
+    ]
+    _defaults_ = (
+        ("learning_rate", 1e-3),
+        ("beta1", 0.9),
+        ("beta2", 0.999),
+        ("eps", 1e-6),
+        ("weight_decay", 1e-2),
+    )
+
+
+class LARSOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("learning_rate", c_double),
+        ("momentum", c_double),
+        ("weight_decay", c_double),
+        ("trust_coefficient", c_double),
+    ]
+    _defaults_ = (
+        ("learning_rate", 1.0),
+        ("momentum", 0.9),
+        ("weight_decay", 5e-4),
+        ("trust_coefficient", 1e-3),
+    )
+
+
 class AccumulatorOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -269,6 +305,8 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_radam_create": (_Status, (_handles, _handles, c_int64, POINTER(RAdamOptions))),
     "ga_nadam_create": (_Status, (_handles, _handles, c_int64, POINTER(NAdamOptions))),
     "ga_lion_create": (_Status, (_handles, _handles, c_int64, POINTER(LionOptions))),
+    "ga_lamb_create": (_Status, (_handles, _handles, c_int64, POINTER(LAMBOptions))),
+    "ga_lars_create": (_Status, (_handles, _handles, c_int64, POINTER(LARSOptions))),
     "ga_optimizer_free": (None, (_handle,)),
     "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
     "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),

@@ -173,3 +173,42 @@ class Lion(Optimizer):
             learning_rate=lr, beta1=betas[0], beta2=betas[1], weight_decay=weight_decay
         )
         super().__init__(lib.ga_lion_create, parameters, options)
+
+
+class LAMB(Optimizer):
+    """LAMB (You et al., arXiv 1904.00962): the direction of AdamW, with a step as long as a share of the parameter."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        options = _ffi.LAMBOptions(
+            learning_rate=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay
+        )
+        super().__init__(lib.ga_lamb_create, parameters, options)
+
+
+class LARS(Optimizer):
+    """LARS (You et al., arXiv 1708.03888): momentum, with a rate per parameter after the lengths of it and its gradient.
+
+    A first step is lr times trust_coefficient times as long as the parameter, weight decay aside.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1.0,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        trust_coefficient: float = 1e-3,
+    ) -> None:
+        options = _ffi.LARSOptions(
+            learning_rate=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient
+        )
+        super().__init__(lib.ga_lars_create, parameters, options)
