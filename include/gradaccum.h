@@ -489,6 +489,23 @@ typedef struct ga_lars_options {
 #define GA_LARS_OPTIONS_INIT { sizeof(ga_lars_options), 0, 1.0, 0.9, 5e-4, 1e-3 }
 
 /*
+ * Adafactor (Shazeer and Stern, arXiv 1804.04235), as torch.optim.Adafactor: the second moments of a parameter with two
+ * axes or more are kept as means of rows and columns of its last two, and its steps are relative to its size.
+ */
+typedef struct ga_adafactor_options {
+    uint32_t struct_size;
+    uint32_t reserved;
+    double learning_rate; /* the largest relative step, and that of weight decay                        */
+    double beta2_decay; /* at most 0: update t moves the second moments by the share t^beta2_decay      */
+    double eps1; /* the least root of a second moment, above 0                                          */
+    double eps2; /* the least size of a parameter that steps are relative to                            */
+    double clipping_threshold; /* the largest root of the mean square of an update, at least 1          */
+    double weight_decay;
+} ga_adafactor_options;
+#define GA_ADAFACTOR_OPTIONS_INIT \
+    { sizeof(ga_adafactor_options), 0, 1e-2, -0.8, 1.1920928955078125e-07, 1e-3, 1.0, 0.0 }
+
+/*
  * Creates an optimizer of count different parameters: contiguous float32 leaves. They become parameters if
  * they were not. options NULL takes the defaults. Errors: STATE if one belongs to another optimizer.
  */
@@ -508,6 +525,8 @@ ga_status ga_lamb_create(ga_optimizer **out, ga_tensor *const *parameters, int64
                          const ga_lamb_options *options);
 ga_status ga_lars_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
                          const ga_lars_options *options);
+ga_status ga_adafactor_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                              const ga_adafactor_options *options);
 
 void ga_optimizer_free(ga_optimizer *optimizer);
 

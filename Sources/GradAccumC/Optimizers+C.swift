@@ -148,6 +148,25 @@ public func ga_lars_create(
     }
 }
 
+@_cdecl("ga_adafactor_create") @implementation
+public func ga_adafactor_create(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ given: UnsafePointer<ga_adafactor_options>!
+) -> ga_status {
+    let defaults = Adafactor()
+    return creating(
+        out, parameters, count, given,
+        or: ga_adafactor_options(
+            struct_size: 0, reserved: 0, learning_rate: defaults.learningRate, beta2_decay: defaults.beta2Decay,
+            eps1: defaults.eps1, eps2: defaults.eps2, clipping_threshold: defaults.clippingThreshold,
+            weight_decay: defaults.weightDecay)
+    ) { (chosen) throws(GAError) in
+        Adafactor(
+            learningRate: chosen.learning_rate, beta2Decay: chosen.beta2_decay, eps1: chosen.eps1, eps2: chosen.eps2,
+            clippingThreshold: chosen.clipping_threshold, weightDecay: chosen.weight_decay)
+    }
+}
+
 @_cdecl("ga_optimizer_free") @implementation
 public func ga_optimizer_free(_ optimizer: OpaquePointer!) {
     freeHandle(optimizer, .optimizer)

@@ -36,5 +36,9 @@ public func makeKernelTable() -> shims_kernel_table {
         adam_mean: adamMean,
         lion: lion,
         lamb_moments: lambMoments,
-        lamb_step: lambStep)
+        lamb_step: lambStep,
+        adafactor_sums: adafactorSums,
+        adafactor_factors: adafactorFactors,
+        adafactor_squares: adafactorSquares,
+        adafactor_step: adafactorStep)
 }

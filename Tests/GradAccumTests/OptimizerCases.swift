@@ -90,6 +90,7 @@ struct OptimizerCase: Sendable {
             state[0] = 0.99 * state[0] + (1 - 0.99) * g
         },
         lamb(LAMB(learningRate: 0.02, weightDecay: 0.1)),
+        adafactor(Adafactor(learningRate: 0.05, eps2: 0.1, weightDecay: 0.1)),
         lars(LARS(learningRate: 2, momentum: 0.8, weightDecay: 0.1, trustCoefficient: 0.01)),
     ]
 
@@ -140,6 +141,53 @@ struct OptimizerCase: Sendable {
             }
             truth.add(-1, times: truth.state[0])
         }
+    }
+
+    private static func adafactor(_ rule: Adafactor) -> OptimizerCase {
+        var row = OptimizerCase("adafactor", rule) { truth, gradient, update in
+            let isFactored = truth.shape.count > 1
+            let columns = isFactored ? truth.shape.last! : gradient.count
+            let rows = isFactored ? truth.shape[truth.shape.count - 2] : 1
+            let matrices = gradient.count / (rows * columns)
+            if update == 1 {
+                truth.state = [matrices * rows, matrices * columns].map { [Double](repeating: 0, count: $0) }
+            }
+            let weight = pow(Double(update), rule.beta2Decay)
+            var direction = gradient
+            for matrix in 0..<matrices {
+                let (row, column) = (matrix * rows, matrix * columns)
+                var (rowMeans, columnMeans) = (
+                    [Double](repeating: 0, count: rows), [Double](repeating: 0, count: columns)
+                )
+                for i in 0..<rows {
+                    for j in 0..<columns {
+                        let g = gradient[(row + i) * columns + j]
+                        rowMeans[i] += g * g / Double(columns)
+                        columnMeans[j] += g * g / Double(rows)
+                    }
+                }
+                for i in 0..<rows { truth.state[0][row + i] += weight * (rowMeans[i] - truth.state[0][row + i]) }
+                for j in 0..<columns {
+                    truth.state[1][column + j] += weight * (columnMeans[j] - truth.state[1][column + j])
+                }
+                let mean = max(truth.state[0][row..<row + rows].reduce(0, +) / Double(rows), rule.eps1)
+                for i in 0..<rows {
+                    let factor = isFactored ? truth.state[0][row + i] / mean : 1
+                    for j in 0..<columns {
+                        let variance = max(factor * truth.state[1][column + j], rule.eps1 * rule.eps1)
+                        direction[(row + i) * columns + j] /= variance.squareRoot()
+                    }
+                }
+            }
+            let root = Double(gradient.count).squareRoot()
+            let size = max(rule.eps2, length(truth.values) / root)
+            let clip = max(1, length(direction) / root / rule.clippingThreshold)
+            for i in truth.values.indices { truth.values[i] *= 1 - rule.learningRate * rule.weightDecay }
+            truth.add(-min(rule.learningRate, 1 / Double(update).squareRoot()) * size / clip, times: direction)
+        }
+        // Several matrices, a matrix of several blocks, and one with blocks of a row.
+        row.shapes += [[2, 3, 4, 5], [70, 1100], [2, 70_000]]
+        return row
     }
 
     private static func length(_ values: [Double]) -> Double { values.reduce(0) { $0 + $1 * $1 }.squareRoot() }

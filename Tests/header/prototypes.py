@@ -65,7 +65,8 @@ def _split(text: str) -> list[str]:
 
 
 def parse(path: Path = HEADER) -> Header:
-    text = re.sub(r"/\*.*?\*/", " ", path.read_text(encoding="ascii"), flags=re.DOTALL)
+    text = path.read_text(encoding="ascii").replace("\\\n", " ")
+    text = re.sub(r"/\*.*?\*/", " ", text, flags=re.DOTALL)
     constants = {
         name: value.strip() for name, value in re.findall(r"^#define (GA_\w+) +(.+)$", text, re.MULTILINE)
     }

@@ -28,6 +28,7 @@ int main(void) {
     ga_lion_options lion = GA_LION_OPTIONS_INIT;
     ga_lamb_options lamb = GA_LAMB_OPTIONS_INIT;
     ga_lars_options lars = GA_LARS_OPTIONS_INIT;
+    ga_adafactor_options adafactor = GA_ADAFACTOR_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -95,6 +96,15 @@ int main(void) {
     EXPECT(lars.momentum == 0.9 && offsetof(ga_lars_options, momentum) == 16);
     EXPECT(lars.weight_decay == 5e-4 && offsetof(ga_lars_options, weight_decay) == 24);
     EXPECT(lars.trust_coefficient == 1e-3 && offsetof(ga_lars_options, trust_coefficient) == 32);
+
+    EXPECT(adafactor.struct_size == sizeof adafactor && sizeof adafactor == 56);
+    EXPECT(adafactor.reserved == 0 && offsetof(ga_adafactor_options, reserved) == 4);
+    EXPECT(adafactor.learning_rate == 1e-2 && offsetof(ga_adafactor_options, learning_rate) == 8);
+    EXPECT(adafactor.beta2_decay == -0.8 && offsetof(ga_adafactor_options, beta2_decay) == 16);
+    EXPECT(adafactor.eps1 == 1.1920928955078125e-07 && offsetof(ga_adafactor_options, eps1) == 24);
+    EXPECT(adafactor.eps2 == 1e-3 && offsetof(ga_adafactor_options, eps2) == 32);
+    EXPECT(adafactor.clipping_threshold == 1.0 && offsetof(ga_adafactor_options, clipping_threshold) == 40);
+    EXPECT(adafactor.weight_decay == 0.0 && offsetof(ga_adafactor_options, weight_decay) == 48);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 48);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

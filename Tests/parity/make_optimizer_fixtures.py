@@ -120,6 +120,12 @@ OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
     "lion_decay": (Lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
     "lamb": (LAMB, {"lr": 0.1}),
     "lamb_betas": (LAMB, {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2}),
+    # PyTorch's default for the first eps depends on the type.
+    "adafactor": (torch.optim.Adafactor, {"lr": 0.1, "eps": (2.0**-23, 1e-3)}),
+    "adafactor_decay": (
+        torch.optim.Adafactor,
+        {"lr": 0.3, "beta2_decay": -0.5, "eps": (0.3, 0.5), "d": 1.5, "weight_decay": 0.1},
+    ),
     "lars": (LARS, {"lr": 10.0}),
     "lars_plain": (LARS, {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.1, "trust_coefficient": 0.1}),
 }

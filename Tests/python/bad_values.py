@@ -321,6 +321,10 @@ OPTIMIZERS = {
     "ga_lion_create": (_ffi.LionOptions, ("learning_rate", "beta1", "beta2", "weight_decay")),
     "ga_lamb_create": (_ffi.LAMBOptions, ("learning_rate", "beta1", "beta2", "eps", "weight_decay")),
     "ga_lars_create": (_ffi.LARSOptions, ("learning_rate", "momentum", "weight_decay", "trust_coefficient")),
+    "ga_adafactor_create": (
+        _ffi.AdafactorOptions,
+        ("learning_rate", "eps1", "eps2", "clipping_threshold", "weight_decay"),
+    ),
 }
 for function, (struct, fields) in OPTIMIZERS.items():
     for field in fields:
@@ -350,6 +354,16 @@ case("ga_sgd_create: nesterov without momentum", INVALID_ARGUMENT, "nesterov", "
 )
 case("ga_sgd_create: nesterov 2", INVALID_ARGUMENT, "nesterov")(
     changed("ga_sgd_create", 3, lambda w: _ffi.SGDOptions(nesterov=2, momentum=0.9))
+)
+for value in (NAN, -INF, 0.1):
+    case(f"ga_adafactor_create: beta2_decay {value}", INVALID_ARGUMENT, "beta2_decay")(
+        changed("ga_adafactor_create", 3, lambda w, v=value: _ffi.AdafactorOptions(beta2_decay=v))
+    )
+case("ga_adafactor_create: eps1 0", INVALID_ARGUMENT, "eps1")(
+    changed("ga_adafactor_create", 3, lambda w: _ffi.AdafactorOptions(eps1=0.0))
+)
+case("ga_adafactor_create: clipping_threshold 0.9", INVALID_ARGUMENT, "clipping_threshold")(
+    changed("ga_adafactor_create", 3, lambda w: _ffi.AdafactorOptions(clipping_threshold=0.9))
 )
 for value in (NAN, INF, -0.1):
     case(f"ga_optimizer_set_learning_rate: {value}", INVALID_ARGUMENT, "learning_rate")(

@@ -31,6 +31,7 @@ STRUCTS = {
     "ga_lion_options": _ffi.LionOptions,
     "ga_lamb_options": _ffi.LAMBOptions,
     "ga_lars_options": _ffi.LARSOptions,
+    "ga_adafactor_options": _ffi.AdafactorOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }

@@ -31,6 +31,11 @@ OPTIMIZERS: dict[str, tuple[type[ga.Optimizer], dict]] = {
     "lion_decay": (ga.Lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
     "lamb": (ga.LAMB, {"lr": 0.1}),
     "lamb_betas": (ga.LAMB, {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2}),
+    "adafactor": (ga.Adafactor, {"lr": 0.1}),
+    "adafactor_decay": (
+        ga.Adafactor,
+        {"lr": 0.3, "beta2_decay": -0.5, "eps": (0.3, 0.5), "d": 1.5, "weight_decay": 0.1},
+    ),
     "lars": (ga.LARS, {"lr": 10.0}),
     "lars_plain": (ga.LARS, {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.1, "trust_coefficient": 0.1}),
 }

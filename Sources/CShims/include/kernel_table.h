@@ -71,6 +71,13 @@ typedef struct shims_squares {
     double parameter, direction;
 } shims_squares;
 
+/* The update of row r and column c: gradient_scale * gradient * min(limit, row_scale * row[r] * column[c]). */
+typedef struct shims_adafactor {
+    float gradient_scale, row_scale, limit;
+    float decoupled_decay; /* parameters are multiplied by this first */
+    float step_size;
+} shims_adafactor;
+
 typedef struct shims_lion {
     float gradient_scale, learning_rate;
     float weight1, weight2; /* 1 - beta1 and 1 - beta2 */
@@ -194,6 +201,25 @@ typedef struct shims_kernel_table {
     /* The parameter loses step times the direction. */
     void (*_Nonnull lamb_step)(float *_Nonnull parameter, const float *_Nonnull m, const float *_Nonnull v,
                                const shims_lamb *_Nonnull options, float step, int64_t n);
+
+    /* --- adafactor: blocks of rows x cols, with ld elements from one row to the next -------------------------- */
+    /* The sums of (scale * gradient)^2 over each row and over each column. */
+    void (*_Nonnull adafactor_sums)(float *_Nonnull row_sums, float *_Nonnull column_sums,
+                                    const float *_Nonnull gradient, float scale, int64_t rows, int64_t cols,
+                                    int64_t ld);
+    /* variance += weight * (sums * inverse_count - variance), and sums become 1 / sqrt(variance). */
+    void (*_Nonnull adafactor_factors)(float *_Nonnull variance, float *_Nonnull sums, float weight,
+                                       float inverse_count, int64_t n);
+    /* The sum of squares of the update. */
+    double (*_Nonnull adafactor_squares)(const float *_Nonnull gradient, const float *_Nonnull row_factors,
+                                         const float *_Nonnull column_factors,
+                                         const shims_adafactor *_Nonnull options, int64_t rows, int64_t cols,
+                                         int64_t ld);
+    /* parameter = decoupled_decay * parameter - step_size * update */
+    void (*_Nonnull adafactor_step)(float *_Nonnull parameter, const float *_Nonnull gradient,
+                                    const float *_Nonnull row_factors, const float *_Nonnull column_factors,
+                                    const shims_adafactor *_Nonnull options, int64_t rows, int64_t cols,
+                                    int64_t ld);
 } shims_kernel_table;
 
 #endif

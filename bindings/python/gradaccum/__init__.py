@@ -52,7 +52,7 @@ from .ops import (
     sum,
     transpose,
 )
-from .optim import LAMB, LARS, SGD, Adam, AdamW, Lion, NAdam, Optimizer, RAdam
+from .optim import LAMB, LARS, SGD, Adafactor, Adam, AdamW, Lion, NAdam, Optimizer, RAdam
 from .runtime import (
     MemoryUsage,
     compute_dtype,
@@ -86,6 +86,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Accumulator",
+    "Adafactor",
     "Adam",
     "AdamW",
     "LAMB",

@@ -182,6 +182,26 @@ class LARSOptions(_Sized):
     )
 
 
+class AdafactorOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("learning_rate", c_double),
+        ("beta2_decay", c_double),
+        ("eps1", c_double),
+        ("eps2", c_double),
+        ("clipping_threshold", c_double),
+        ("weight_decay", c_double),
+    ]
+    _defaults_ = (
+        ("learning_rate", 1e-2),
+        ("beta2_decay", -0.8),
+        ("eps1", 1.1920928955078125e-07),
+        ("eps2", 1e-3),
+        ("clipping_threshold", 1.0),
+    )
+
+
 class AccumulatorOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -307,6 +327,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_lion_create": (_Status, (_handles, _handles, c_int64, POINTER(LionOptions))),
     "ga_lamb_create": (_Status, (_handles, _handles, c_int64, POINTER(LAMBOptions))),
     "ga_lars_create": (_Status, (_handles, _handles, c_int64, POINTER(LARSOptions))),
+    "ga_adafactor_create": (_Status, (_handles, _handles, c_int64, POINTER(AdafactorOptions))),
     "ga_optimizer_free": (None, (_handle,)),
     "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
     "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),

@@ -212,3 +212,31 @@ class LARS(Optimizer):
             learning_rate=lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient
         )
         super().__init__(lib.ga_lars_create, parameters, options)
+
+
+class Adafactor(Optimizer):
+    """Adafactor, as torch.optim.Adafactor: second moments by rows and columns, steps relative to the parameter.
+
+    eps[0] None is the distance of 1 from the next float32, as in PyTorch.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-2,
+        *,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        options = _ffi.AdafactorOptions(
+            learning_rate=lr,
+            beta2_decay=beta2_decay,
+            eps2=eps[1],
+            clipping_threshold=d,
+            weight_decay=weight_decay,
+        )
+        if eps[0] is not None:
+            options.eps1 = eps[0]
+        super().__init__(lib.ga_adafactor_create, parameters, options)
