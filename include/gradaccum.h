@@ -506,6 +506,39 @@ typedef struct ga_adafactor_options {
     { sizeof(ga_adafactor_options), 0, 1e-2, -0.8, 1.1920928955078125e-07, 1e-3, 1.0, 0.0 }
 
 /*
+ * Muon (Jordan et al., kellerjordan.github.io/posts/muon), as torch.optim.Muon: the momentum of a parameter with two axes,
+ * made nearly orthogonal by ns_steps Newton-Schulz iterations, is its direction. All other parameters are updated by
+ * AdamW, and so are those that adamw_parameters names by their place, such as an embedding and an output head. All of it
+ * is float32, where PyTorch iterates in bfloat16. A step needs memory for two of the largest matrix.
+ */
+#define GA_MUON_ORIGINAL 0           /* learning_rate times the root of max(1, rows / columns)             */
+#define GA_MUON_MATCH_RMS_ADAMW 1    /* times 0.2 and the root of max(rows, columns), as AdamW's steps     */
+#define GA_MUON_SPECTRAL_UNCLAMPED 2 /* times the root of rows / columns                                   */
+typedef struct ga_muon_options {
+    uint32_t struct_size;
+    int32_t nesterov; /* 0 or 1                                                                         */
+    double learning_rate;
+    double weight_decay; /* decoupled                                                                   */
+    double momentum; /* in 0 ... 1                                                                      */
+    double ns_coefficient_a; /* an iteration makes a x + b x^3 + c x^5 of a singular value              */
+    double ns_coefficient_b;
+    double ns_coefficient_c;
+    double eps; /* the least length that a momentum is divided by, above 0                              */
+    int32_t ns_steps; /* in 0 ... 99                                                                    */
+    int32_t adjust_lr; /* one of GA_MUON_...                                                            */
+    double adamw_learning_rate_ratio; /* AdamW's learning rate over learning_rate                       */
+    double adamw_beta1;
+    double adamw_beta2;
+    double adamw_eps;
+    double adamw_weight_decay;
+    const int64_t *adamw_parameters; /* read by ga_muon_create; NULL if there are none                  */
+    int64_t adamw_parameter_count;
+} ga_muon_options;
+#define GA_MUON_OPTIONS_INIT \
+    { sizeof(ga_muon_options), 1, 1e-3, 0.1, 0.95, 3.4445, -4.775, 2.0315, 1e-7, 5, GA_MUON_ORIGINAL, 1.0, 0.9, 0.999, \
+      1e-8, 1e-2, NULL, 0 }
+
+/*
  * Creates an optimizer of count different parameters: contiguous float32 leaves. They become parameters if
  * they were not. options NULL takes the defaults. Errors: STATE if one belongs to another optimizer.
  */
@@ -527,6 +560,8 @@ ga_status ga_lars_create(ga_optimizer **out, ga_tensor *const *parameters, int64
                          const ga_lars_options *options);
 ga_status ga_adafactor_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
                               const ga_adafactor_options *options);
+ga_status ga_muon_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
+                         const ga_muon_options *options);
 
 void ga_optimizer_free(ga_optimizer *optimizer);
 

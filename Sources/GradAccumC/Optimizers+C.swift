@@ -167,6 +167,41 @@ public func ga_adafactor_create(
     }
 }
 
+@_cdecl("ga_muon_create") @implementation
+public func ga_muon_create(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ given: UnsafePointer<ga_muon_options>!
+) -> ga_status {
+    let defaults = Muon()
+    return creating(
+        out, parameters, count, given,
+        or: ga_muon_options(
+            struct_size: 0, nesterov: defaults.nesterov ? 1 : 0, learning_rate: defaults.learningRate,
+            weight_decay: defaults.weightDecay, momentum: defaults.momentum,
+            ns_coefficient_a: defaults.coefficients.a, ns_coefficient_b: defaults.coefficients.b,
+            ns_coefficient_c: defaults.coefficients.c, eps: defaults.eps, ns_steps: Int32(defaults.iterations),
+            adjust_lr: defaults.adjustment.rawValue, adamw_learning_rate_ratio: defaults.adamWLearningRateRatio,
+            adamw_beta1: defaults.adamWBeta1, adamw_beta2: defaults.adamWBeta2, adamw_eps: defaults.adamWEps,
+            adamw_weight_decay: defaults.adamWWeightDecay, adamw_parameters: nil, adamw_parameter_count: 0)
+    ) { (chosen) throws(GAError) in
+        let places = try array(
+            chosen.adamw_parameters, chosen.adamw_parameter_count, "adamw_parameters",
+            countedBy: "adamw_parameter_count")
+        for place in places where place < 0 || place >= count {
+            throw GAError(
+                .index, "adamw_parameters holds \(place), which is outside of 0 ... \(count - 1): the parameters")
+        }
+        return Muon(
+            learningRate: chosen.learning_rate, weightDecay: chosen.weight_decay, momentum: chosen.momentum,
+            nesterov: try flag(chosen.nesterov, "nesterov"),
+            coefficients: (chosen.ns_coefficient_a, chosen.ns_coefficient_b, chosen.ns_coefficient_c),
+            eps: chosen.eps, iterations: Int(chosen.ns_steps), adjustment: try constant(chosen.adjust_lr, "adjust_lr"),
+            adamWLearningRateRatio: chosen.adamw_learning_rate_ratio, adamWBeta1: chosen.adamw_beta1,
+            adamWBeta2: chosen.adamw_beta2, adamWEps: chosen.adamw_eps, adamWWeightDecay: chosen.adamw_weight_decay,
+            adamWParameters: Set(places.map { Int($0) }))
+    }
+}
+
 @_cdecl("ga_optimizer_free") @implementation
 public func ga_optimizer_free(_ optimizer: OpaquePointer!) {
     freeHandle(optimizer, .optimizer)

@@ -40,5 +40,7 @@ public func makeKernelTable() -> shims_kernel_table {
         adafactor_sums: adafactorSums,
         adafactor_factors: adafactorFactors,
         adafactor_squares: adafactorSquares,
-        adafactor_step: adafactorStep)
+        adafactor_step: adafactorStep,
+        muon_momentum: muonMomentum,
+        muon_step: muonStep)
 }

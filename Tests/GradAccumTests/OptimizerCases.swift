@@ -5,12 +5,15 @@ import GradAccum
 struct OptimizerCase: Sendable {
     /// A parameter and its state in double.
     struct Truth {
+        /// Its place in the optimizer.
+        let index: Int
         let shape: [Int]
         var values: [Double]
         /// As many arrays as the rule wants, made on its first update.
         var state: [[Double]] = []
 
-        init(_ shape: [Int], _ values: [Double]) {
+        init(_ index: Int, _ shape: [Int], _ values: [Double]) {
+            self.index = index
             self.shape = shape
             self.values = values
         }
@@ -91,6 +94,13 @@ struct OptimizerCase: Sendable {
         },
         lamb(LAMB(learningRate: 0.02, weightDecay: 0.1)),
         adafactor(Adafactor(learningRate: 0.05, eps2: 0.1, weightDecay: 0.1)),
+        muon("muon", Muon(learningRate: 0.02)),
+        muon(
+            "muon, plain",
+            Muon(
+                learningRate: 0.02, weightDecay: 0.3, momentum: 0.8, nesterov: false, coefficients: (2, -1.5, 0.5),
+                iterations: 8, adjustment: .matchRMSAdamW, adamWLearningRateRatio: 0.5, adamWBeta1: 0.8,
+                adamWParameters: [2])),
         lars(LARS(learningRate: 2, momentum: 0.8, weightDecay: 0.1, trustCoefficient: 0.01)),
     ]
 
@@ -188,6 +198,63 @@ struct OptimizerCase: Sendable {
         // Several matrices, a matrix of several blocks, and one with blocks of a row.
         row.shapes += [[2, 3, 4, 5], [70, 1100], [2, 70_000]]
         return row
+    }
+
+    private static func muon(_ name: String, _ rule: Muon) -> OptimizerCase {
+        var row = OptimizerCase(name, rule) { truth, gradient, update in
+            guard truth.shape.count == 2 && !rule.adamWParameters.contains(truth.index) else {
+                let learningRate = rule.learningRate * rule.adamWLearningRateRatio
+                var state = truth.pairs
+                for i in gradient.indices {
+                    let moved = direction(
+                        gradient[i], &state[i], update, rule.adamWBeta1, rule.adamWBeta2, rule.adamWEps)
+                    truth.values[i] *= 1 - learningRate * rule.adamWWeightDecay
+                    truth.values[i] -= learningRate * moved
+                }
+                truth.pairs = state
+                return
+            }
+            if update == 1 { truth.state = [gradient.map { _ in 0 }] }
+            var x = gradient
+            for i in x.indices {
+                truth.state[0][i] += (1 - rule.momentum) * (gradient[i] - truth.state[0][i])
+                x[i] = truth.state[0][i]
+                if rule.nesterov { x[i] = gradient[i] + rule.momentum * (x[i] - gradient[i]) }
+            }
+            let (rows, columns) = (truth.shape[0], truth.shape[1])
+            let norm = max(length(x), rule.eps)
+            for i in x.indices { x[i] /= norm }
+            for _ in 0..<rule.iterations {
+                let gram = product(x, transposed(x, rows, columns), rows, columns, rows)
+                let cube = product(gram, x, rows, rows, columns)
+                let fifth = product(gram, cube, rows, rows, columns)
+                for i in x.indices {
+                    x[i] = rule.coefficients.a * x[i] + rule.coefficients.b * cube[i] + rule.coefficients.c * fifth[i]
+                }
+            }
+            let ratio =
+                rule.adjustment == .original
+                ? max(1, Double(rows) / Double(columns)).squareRoot() : 0.2 * Double(max(rows, columns)).squareRoot()
+            for i in x.indices { truth.values[i] *= 1 - rule.learningRate * rule.weightDecay }
+            truth.add(-rule.learningRate * ratio, times: x)
+        }
+        row.shapes += [[24, 10], [70, 66]]
+        return row
+    }
+
+    private static func transposed(_ x: [Double], _ rows: Int, _ columns: Int) -> [Double] {
+        (0..<columns).flatMap { column in (0..<rows).map { x[$0 * columns + column] } }
+    }
+
+    /// a [m, k] times b [k, n].
+    private static func product(_ a: [Double], _ b: [Double], _ m: Int, _ k: Int, _ n: Int) -> [Double] {
+        var c = [Double](repeating: 0, count: m * n)
+        for i in 0..<m {
+            for p in 0..<k {
+                for j in 0..<n { c[i * n + j] += a[i * k + p] * b[p * n + j] }
+            }
+        }
+        return c
     }
 
     private static func length(_ values: [Double]) -> Double { values.reduce(0) { $0 + $1 * $1 }.squareRoot() }

@@ -33,7 +33,9 @@ final class OptimizerTests: XCTestCase {
 
     private func expectParity(_ row: OptimizerCase, _ shapes: [[Int]], updates: Int) throws {
         let parameters = try parameters(shapes)
-        var truths = try parameters.map { OptimizerCase.Truth($0.shape, try $0.values().map(Double.init)) }
+        var truths = try parameters.enumerated().map { index, parameter in
+            OptimizerCase.Truth(index, parameter.shape, try parameter.values().map(Double.init))
+        }
         let accumulator = try Accumulator(try row.make(parameters))
         for update in 1...updates {
             // Twice the gradient with the weight 2: the step divides exactly.

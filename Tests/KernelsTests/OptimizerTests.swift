@@ -145,6 +145,39 @@ final class OptimizerTests: KernelTestCase {
         }
     }
 
+    func testMuon() {
+        var random = SplitMix64(75)
+        for build in Build.all {
+            for n in lengths {
+                for nesterov in [false, true] {
+                    var options = shims_muon(
+                        gradient_scale: 0.5, weight: 0.25, momentum: 0.75, nesterov: nesterov ? 1 : 0)
+                    let p = random.floats(n)
+                    let g = random.floats(n)
+                    let b = random.floats(n)
+                    let parameter = Buffer(p)
+                    let gradient = Buffer(g)
+                    let buffer = Buffer(b)
+                    let direction = Buffer(repeating: unread, count: n)
+                    let square = build.kernels.muon_momentum(
+                        direction.pointer, gradient.pointer, buffer.pointer, &options, Int64(n))
+                    build.kernels.muon_step(parameter.pointer, direction.pointer, 0.875, 0.25, Int64(n))
+
+                    let moved = zip(b, g).map { 0.75 * Double($0) + 0.25 * 0.5 * Double($1) }
+                    let truth = zip(moved, g).map { nesterov ? 0.25 * 0.5 * Double($1) + 0.75 * $0 : $0 }
+                    let context = "\(build.name) n=\(n)"
+                    let sizes = b.map { abs(Double($0)) + 1 }
+                    expect(buffer.elements, near: moved, within: 2, size: sizes, context)
+                    expect(direction.elements, near: truth, within: 3, size: sizes, context)
+                    let stepped = zip(p, direction.elements).map { 0.875 * Double($0) - 0.25 * Double($1) }
+                    expect(parameter.elements, near: stepped, within: 1, size: p.map { abs(Double($0)) + 1 }, context)
+                    let sum = direction.elements.reduce(0) { $0 + Double($1) * Double($1) }
+                    XCTAssertEqual(square, sum, accuracy: 1e-12 * sum, context)
+                }
+            }
+        }
+    }
+
     func testLion() {
         var random = SplitMix64(73)
         for build in Build.all {

@@ -29,6 +29,7 @@ int main(void) {
     ga_lamb_options lamb = GA_LAMB_OPTIONS_INIT;
     ga_lars_options lars = GA_LARS_OPTIONS_INIT;
     ga_adafactor_options adafactor = GA_ADAFACTOR_OPTIONS_INIT;
+    ga_muon_options muon = GA_MUON_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -105,6 +106,25 @@ int main(void) {
     EXPECT(adafactor.eps2 == 1e-3 && offsetof(ga_adafactor_options, eps2) == 32);
     EXPECT(adafactor.clipping_threshold == 1.0 && offsetof(ga_adafactor_options, clipping_threshold) == 40);
     EXPECT(adafactor.weight_decay == 0.0 && offsetof(ga_adafactor_options, weight_decay) == 48);
+
+    EXPECT(muon.struct_size == sizeof muon && sizeof muon == 128);
+    EXPECT(muon.nesterov == 1 && offsetof(ga_muon_options, nesterov) == 4);
+    EXPECT(muon.learning_rate == 1e-3 && offsetof(ga_muon_options, learning_rate) == 8);
+    EXPECT(muon.weight_decay == 0.1 && offsetof(ga_muon_options, weight_decay) == 16);
+    EXPECT(muon.momentum == 0.95 && offsetof(ga_muon_options, momentum) == 24);
+    EXPECT(muon.ns_coefficient_a == 3.4445 && offsetof(ga_muon_options, ns_coefficient_a) == 32);
+    EXPECT(muon.ns_coefficient_b == -4.775 && offsetof(ga_muon_options, ns_coefficient_b) == 40);
+    EXPECT(muon.ns_coefficient_c == 2.0315 && offsetof(ga_muon_options, ns_coefficient_c) == 48);
+    EXPECT(muon.eps == 1e-7 && offsetof(ga_muon_options, eps) == 56);
+    EXPECT(muon.ns_steps == 5 && offsetof(ga_muon_options, ns_steps) == 64);
+    EXPECT(muon.adjust_lr == GA_MUON_ORIGINAL && offsetof(ga_muon_options, adjust_lr) == 68);
+    EXPECT(muon.adamw_learning_rate_ratio == 1.0 && offsetof(ga_muon_options, adamw_learning_rate_ratio) == 72);
+    EXPECT(muon.adamw_beta1 == 0.9 && offsetof(ga_muon_options, adamw_beta1) == 80);
+    EXPECT(muon.adamw_beta2 == 0.999 && offsetof(ga_muon_options, adamw_beta2) == 88);
+    EXPECT(muon.adamw_eps == 1e-8 && offsetof(ga_muon_options, adamw_eps) == 96);
+    EXPECT(muon.adamw_weight_decay == 1e-2 && offsetof(ga_muon_options, adamw_weight_decay) == 104);
+    EXPECT(muon.adamw_parameters == NULL && offsetof(ga_muon_options, adamw_parameters) == 112);
+    EXPECT(muon.adamw_parameter_count == 0 && offsetof(ga_muon_options, adamw_parameter_count) == 120);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 48);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

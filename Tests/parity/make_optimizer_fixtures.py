@@ -93,6 +93,34 @@ class LARS(torch.optim.Optimizer):
                 p -= v
 
 
+def newton_schulz(x: torch.Tensor, coefficients: tuple, steps: int, eps: float) -> torch.Tensor:
+    """PyTorch's orthogonalisation in the type that it is given, where PyTorch rounds to bfloat16."""
+    a, b, c = coefficients
+    is_tall = x.shape[0] > x.shape[1]
+    x = (x.T if is_tall else x) / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if is_tall else x
+
+
+torch.optim._muon._zeropower_via_newtonschulz = newton_schulz
+
+
+class Muon:
+    """PyTorch's for matrices and AdamW for the others."""
+
+    def __init__(self, parameters: Any, lr: float, adamw: Arrays, **options: Any) -> None:
+        matrices = [p for p in parameters if p.ndim == 2]
+        others = [p for p in parameters if p.ndim != 2]
+        self.muon = torch.optim.Muon(matrices, lr=lr, **options)
+        self.adamw = torch.optim.AdamW(others, **adamw)
+
+    def step(self) -> None:
+        self.muon.step()
+        self.adamw.step()
+
+
 OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
     "sgd_momentum_decay": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
@@ -126,6 +154,21 @@ OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
         torch.optim.Adafactor,
         {"lr": 0.3, "beta2_decay": -0.5, "eps": (0.3, 0.5), "d": 1.5, "weight_decay": 0.1},
     ),
+    "muon": (Muon, {"lr": 0.1, "adamw": {"lr": 0.1}}),
+    "muon_options": (
+        Muon,
+        {
+            "lr": 0.1,
+            "weight_decay": 0.3,
+            "momentum": 0.8,
+            "nesterov": False,
+            "ns_coefficients": (2.0, -1.5, 0.5),
+            "ns_steps": 8,
+            "adjust_lr_fn": "match_rms_adamw",
+            "adamw": {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2},
+        },
+    ),
+    "muon_spectral": (Muon, {"lr": 0.1, "adjust_lr_fn": "spectral_unclamped", "adamw": {"lr": 0.1}}),
     "lars": (LARS, {"lr": 10.0}),
     "lars_plain": (LARS, {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.1, "trust_coefficient": 0.1}),
 }

@@ -325,6 +325,10 @@ OPTIMIZERS = {
         _ffi.AdafactorOptions,
         ("learning_rate", "eps1", "eps2", "clipping_threshold", "weight_decay"),
     ),
+    "ga_muon_create": (
+        _ffi.MuonOptions,
+        ("learning_rate", "weight_decay", "momentum", "eps", "adamw_learning_rate_ratio", "adamw_beta1", "adamw_beta2", "adamw_eps", "adamw_weight_decay"),
+    ),
 }
 for function, (struct, fields) in OPTIMIZERS.items():
     for field in fields:
@@ -365,6 +369,32 @@ case("ga_adafactor_create: eps1 0", INVALID_ARGUMENT, "eps1")(
 case("ga_adafactor_create: clipping_threshold 0.9", INVALID_ARGUMENT, "clipping_threshold")(
     changed("ga_adafactor_create", 3, lambda w: _ffi.AdafactorOptions(clipping_threshold=0.9))
 )
+for field, value in (
+    ("nesterov", 2),
+    ("momentum", 1.1),
+    ("ns_coefficient_a", NAN),
+    ("ns_coefficient_b", INF),
+    ("ns_coefficient_c", -INF),
+    ("eps", 0.0),
+    ("ns_steps", -1),
+    ("ns_steps", 100),
+    ("adjust_lr", 3),
+    ("adamw_beta1", 1.0),
+    ("adamw_beta2", 1.0),
+    ("adamw_parameter_count", 1),
+    ("adamw_parameter_count", -1),
+):
+    case(f"ga_muon_create: {field} {value} alone", INVALID_ARGUMENT, field)(
+        changed("ga_muon_create", 3, lambda w, f=field, v=value: _ffi.MuonOptions(**{f: v}))
+    )
+for place in (-1, 2, I64_MIN, I64_MAX):
+    case(f"ga_muon_create: adamw_parameters {place}", INDEX, "adamw_parameters", str(place))(
+        changed(
+            "ga_muon_create",
+            3,
+            lambda w, p=place: _ffi.MuonOptions(adamw_parameters=sizes(0, p), adamw_parameter_count=2),
+        )
+    )
 for value in (NAN, INF, -0.1):
     case(f"ga_optimizer_set_learning_rate: {value}", INVALID_ARGUMENT, "learning_rate")(
         changed("ga_optimizer_set_learning_rate", 1, value)

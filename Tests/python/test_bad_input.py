@@ -67,6 +67,7 @@ STRUCTS = [
     ("ga_lamb_create", 3, _ffi.LAMBOptions),
     ("ga_lars_create", 3, _ffi.LARSOptions),
     ("ga_adafactor_create", 3, _ffi.AdafactorOptions),
+    ("ga_muon_create", 3, _ffi.MuonOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),
 ]

@@ -32,6 +32,7 @@ STRUCTS = {
     "ga_lamb_options": _ffi.LAMBOptions,
     "ga_lars_options": _ffi.LARSOptions,
     "ga_adafactor_options": _ffi.AdafactorOptions,
+    "ga_muon_options": _ffi.MuonOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }
@@ -99,10 +100,11 @@ def test_struct_defaults_are_those_of_the_init_macros():
         text = HEADER.constants[f"{name.upper()}_INIT"].strip("{} ").split(",")
         words = [word.strip() for word in text]
         assert words[0] == f"sizeof({name})"
-        expected = [float(HEADER.constants.get(word, word)) for word in words[1:]]
+        expected = [0.0 if word == "NULL" else float(HEADER.constants.get(word, word)) for word in words[1:]]
         made = struct()
         assert made.struct_size == ctypes.sizeof(struct)
-        assert [float(getattr(made, field[0])) for field in struct._fields_[1:]] == expected
+        values = [getattr(made, field[0]) for field in struct._fields_[1:]]
+        assert [float(bool(x) if isinstance(x, ctypes._Pointer) else x) for x in values] == expected
 
 
 def test_constants_are_those_of_the_header():

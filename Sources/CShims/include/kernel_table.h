@@ -78,6 +78,11 @@ typedef struct shims_adafactor {
     float step_size;
 } shims_adafactor;
 
+typedef struct shims_muon {
+    float gradient_scale, weight, momentum; /* weight: 1 - momentum */
+    int32_t nesterov;
+} shims_muon;
+
 typedef struct shims_lion {
     float gradient_scale, learning_rate;
     float weight1, weight2; /* 1 - beta1 and 1 - beta2 */
@@ -220,6 +225,15 @@ typedef struct shims_kernel_table {
                                     const float *_Nonnull row_factors, const float *_Nonnull column_factors,
                                     const shims_adafactor *_Nonnull options, int64_t rows, int64_t cols,
                                     int64_t ld);
+
+    /* --- muon: n elements ------------------------------------------------------------------------------------ */
+    /* buffer += weight * (scale * gradient - buffer); direction becomes that or, with nesterov, scale * gradient
+     * moved towards it by momentum. Returns the sum of squares of direction. */
+    double (*_Nonnull muon_momentum)(float *_Nonnull direction, const float *_Nonnull gradient,
+                                     float *_Nonnull buffer, const shims_muon *_Nonnull options, int64_t n);
+    /* parameter = decay * parameter - step * direction */
+    void (*_Nonnull muon_step)(float *_Nonnull parameter, const float *_Nonnull direction, float decay,
+                               float step, int64_t n);
 } shims_kernel_table;
 
 #endif

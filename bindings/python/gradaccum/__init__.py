@@ -52,7 +52,7 @@ from .ops import (
     sum,
     transpose,
 )
-from .optim import LAMB, LARS, SGD, Adafactor, Adam, AdamW, Lion, NAdam, Optimizer, RAdam
+from .optim import LAMB, LARS, SGD, Adafactor, Adam, AdamW, Lion, Muon, NAdam, Optimizer, RAdam
 from .runtime import (
     MemoryUsage,
     compute_dtype,
@@ -92,6 +92,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "Outcome",

@@ -38,6 +38,7 @@ MAX_RANK = 8
 GELU_ERF, GELU_TANH = 0, 1
 REDUCTION_SUM, REDUCTION_MEAN = 0, 1
 NO_IGNORE_INDEX = -(2**63)
+MUON_ORIGINAL, MUON_MATCH_RMS_ADAMW, MUON_SPECTRAL_UNCLAMPED = 0, 1, 2
 STEP_APPLIED, STEP_SKIPPED_NON_FINITE, STEP_SKIPPED_ZERO_WEIGHT = 0, 1, 2
 
 # ====== Structs: field for field those of the header ======
@@ -202,6 +203,46 @@ class AdafactorOptions(_Sized):
     )
 
 
+class MuonOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("nesterov", c_int32),
+        ("learning_rate", c_double),
+        ("weight_decay", c_double),
+        ("momentum", c_double),
+        ("ns_coefficient_a", c_double),
+        ("ns_coefficient_b", c_double),
+        ("ns_coefficient_c", c_double),
+        ("eps", c_double),
+        ("ns_steps", c_int32),
+        ("adjust_lr", c_int32),
+        ("adamw_learning_rate_ratio", c_double),
+        ("adamw_beta1", c_double),
+        ("adamw_beta2", c_double),
+        ("adamw_eps", c_double),
+        ("adamw_weight_decay", c_double),
+        ("adamw_parameters", POINTER(c_int64)),
+        ("adamw_parameter_count", c_int64),
+    ]
+    _defaults_ = (
+        ("nesterov", 1),
+        ("learning_rate", 1e-3),
+        ("weight_decay", 0.1),
+        ("momentum", 0.95),
+        ("ns_coefficient_a", 3.4445),
+        ("ns_coefficient_b", -4.775),
+        ("ns_coefficient_c", 2.0315),
+        ("eps", 1e-7),
+        ("ns_steps", 5),
+        ("adjust_lr", MUON_ORIGINAL),
+        ("adamw_learning_rate_ratio", 1.0),
+        ("adamw_beta1", 0.9),
+        ("adamw_beta2", 0.999),
+        ("adamw_eps", 1e-8),
+        ("adamw_weight_decay", 1e-2),
+    )
+
+
 class AccumulatorOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -328,6 +369,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_lamb_create": (_Status, (_handles, _handles, c_int64, POINTER(LAMBOptions))),
     "ga_lars_create": (_Status, (_handles, _handles, c_int64, POINTER(LARSOptions))),
     "ga_adafactor_create": (_Status, (_handles, _handles, c_int64, POINTER(AdafactorOptions))),
+    "ga_muon_create": (_Status, (_handles, _handles, c_int64, POINTER(MuonOptions))),
     "ga_optimizer_free": (None, (_handle,)),
     "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
     "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),

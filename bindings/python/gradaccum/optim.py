@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from ctypes import Structure, byref, c_double, c_void_p
+from ctypes import Structure, byref, c_double, c_int64, c_void_p
 from typing import Any
 
 from . import _ffi
@@ -240,3 +240,67 @@ class Adafactor(Optimizer):
         if eps[0] is not None:
             options.eps1 = eps[0]
         super().__init__(lib.ga_adafactor_create, parameters, options)
+
+
+class Muon(Optimizer):
+    """Muon, as torch.optim.Muon: the momentum of a matrix, made nearly orthogonal, is its direction.
+
+    AdamW updates the parameters that have not two axes, and the tensors of adamw_parameters, such as an embedding and an
+    output head; its learning rate is adamw_lr_ratio times lr.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+        adamw_lr_ratio: float = 1.0,
+        adamw_betas: tuple[float, float] = (0.9, 0.999),
+        adamw_eps: float = 1e-8,
+        adamw_weight_decay: float = 1e-2,
+        adamw_parameters: Iterable[Tensor] = (),
+    ) -> None:
+        parameters = tuple(parameters)
+        if adjust_lr_fn is not None and adjust_lr_fn not in _MUON_ADJUSTMENTS:
+            raise GAInvalidArgumentError(
+                f"adjust_lr_fn is {adjust_lr_fn!r}: it must be None or one of {', '.join(_MUON_ADJUSTMENTS)}"
+            )
+        handles = [x.handle for x in parameters]
+        try:
+            places = [handles.index(x.handle) for x in adamw_parameters]
+        except ValueError:
+            raise GAInvalidArgumentError("adamw_parameters holds a tensor that is none of parameters") from None
+        options = _ffi.MuonOptions(
+            nesterov=int(nesterov),
+            learning_rate=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            ns_coefficient_a=ns_coefficients[0],
+            ns_coefficient_b=ns_coefficients[1],
+            ns_coefficient_c=ns_coefficients[2],
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr=_MUON_ADJUSTMENTS[adjust_lr_fn or "original"],
+            adamw_learning_rate_ratio=adamw_lr_ratio,
+            adamw_beta1=adamw_betas[0],
+            adamw_beta2=adamw_betas[1],
+            adamw_eps=adamw_eps,
+            adamw_weight_decay=adamw_weight_decay,
+            adamw_parameters=(c_int64 * len(places))(*places),
+            adamw_parameter_count=len(places),
+        )
+        super().__init__(lib.ga_muon_create, parameters, options)
+
+
+_MUON_ADJUSTMENTS = {
+    "original": _ffi.MUON_ORIGINAL,
+    "match_rms_adamw": _ffi.MUON_MATCH_RMS_ADAMW,
+    "spectral_unclamped": _ffi.MUON_SPECTRAL_UNCLAMPED,
+}
