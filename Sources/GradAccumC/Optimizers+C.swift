@@ -202,6 +202,25 @@ public func ga_muon_create(
     }
 }
 
+@_cdecl("ga_adamw8bit_create") @implementation
+public func ga_adamw8bit_create(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ given: UnsafePointer<ga_adamw8bit_options>!
+) -> ga_status {
+    let defaults = AdamW8bit()
+    return creating(
+        out, parameters, count, given,
+        or: ga_adamw8bit_options(
+            struct_size: 0, reserved: 0, learning_rate: defaults.learningRate, beta1: defaults.beta1,
+            beta2: defaults.beta2, eps: defaults.eps, weight_decay: defaults.weightDecay,
+            min_8bit_size: Int64(defaults.minimumSize))
+    ) { (chosen) throws(GAError) in
+        AdamW8bit(
+            learningRate: chosen.learning_rate, beta1: chosen.beta1, beta2: chosen.beta2, eps: chosen.eps,
+            weightDecay: chosen.weight_decay, minimumSize: Int(chosen.min_8bit_size))
+    }
+}
+
 @_cdecl("ga_optimizer_free") @implementation
 public func ga_optimizer_free(_ optimizer: OpaquePointer!) {
     freeHandle(optimizer, .optimizer)

@@ -34,6 +34,7 @@ public func makeKernelTable() -> shims_kernel_table {
         adam: adam,
         nadam: nadam,
         adam_mean: adamMean,
+        adamw8bit: adamw8bit,
         lion: lion,
         lamb_moments: lambMoments,
         lamb_step: lambStep,

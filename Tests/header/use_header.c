@@ -30,6 +30,7 @@ int main(void) {
     ga_lars_options lars = GA_LARS_OPTIONS_INIT;
     ga_adafactor_options adafactor = GA_ADAFACTOR_OPTIONS_INIT;
     ga_muon_options muon = GA_MUON_OPTIONS_INIT;
+    ga_adamw8bit_options adamw8bit = GA_ADAMW8BIT_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -125,6 +126,15 @@ int main(void) {
     EXPECT(muon.adamw_weight_decay == 1e-2 && offsetof(ga_muon_options, adamw_weight_decay) == 104);
     EXPECT(muon.adamw_parameters == NULL && offsetof(ga_muon_options, adamw_parameters) == 112);
     EXPECT(muon.adamw_parameter_count == 0 && offsetof(ga_muon_options, adamw_parameter_count) == 120);
+
+    EXPECT(adamw8bit.struct_size == sizeof adamw8bit && sizeof adamw8bit == 56);
+    EXPECT(adamw8bit.reserved == 0 && offsetof(ga_adamw8bit_options, reserved) == 4);
+    EXPECT(adamw8bit.learning_rate == 1e-3 && offsetof(ga_adamw8bit_options, learning_rate) == 8);
+    EXPECT(adamw8bit.beta1 == 0.9 && offsetof(ga_adamw8bit_options, beta1) == 16);
+    EXPECT(adamw8bit.beta2 == 0.999 && offsetof(ga_adamw8bit_options, beta2) == 24);
+    EXPECT(adamw8bit.eps == 1e-8 && offsetof(ga_adamw8bit_options, eps) == 32);
+    EXPECT(adamw8bit.weight_decay == 1e-2 && offsetof(ga_adamw8bit_options, weight_decay) == 40);
+    EXPECT(adamw8bit.min_8bit_size == 4096 && offsetof(ga_adamw8bit_options, min_8bit_size) == 48);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 48);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

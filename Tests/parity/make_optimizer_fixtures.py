@@ -9,6 +9,8 @@ make_fixtures.py, each runs in float64 and in float32.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,23 +22,30 @@ UPDATES = (1, 10, 100)
 SHAPES = {"vector": (67,), "matrix": (12, 23)}
 
 
-class Lion(torch.optim.Optimizer):
+class Lion:
     """Chen et al., arXiv 2302.06675, algorithm 2."""
 
     def __init__(
-        self, parameters: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+        self,
+        parameters: list[torch.Tensor],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        self.parameters = parameters
+        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+        self.m = [torch.zeros_like(p) for p in parameters]
+        # Below 0 if another order of rounding in float32 may have taken another sign.
+        self.margin = 1.0
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
-            for p in group["params"]:
-                m = self.state[p].setdefault("m", torch.zeros_like(p))
-                c = beta1 * m + (1 - beta1) * p.grad
-                p -= lr * (torch.sign(c) + decay * p)
-                m.mul_(beta2).add_((1 - beta2) * p.grad)
+        beta1, beta2 = self.betas
+        for p, m in zip(self.parameters, self.m):
+            c = beta1 * m + (1 - beta1) * p.grad
+            self.margin = min(self.margin, (c.abs() - 2e-6 * (m.abs() + p.grad.abs())).min().item())
+            p -= self.lr * (torch.sign(c) + self.weight_decay * p)
+            m.mul_(beta2).add_((1 - beta2) * p.grad)
 
 
 class LAMB(torch.optim.Optimizer):
@@ -93,6 +102,63 @@ class LARS(torch.optim.Optimizer):
                 p -= v
 
 
+def dynamic_map(is_signed: bool, dtype: torch.dtype) -> torch.Tensor:
+    """The map of Dettmers et al., arXiv 2110.02861: the middles of parts of 0.1 ... 1, times powers of ten."""
+    values = [0.0, 1.0]
+    for decade in range(7):
+        parts = 2**decade if is_signed else 2 ** (decade + 1)
+        middles = 0.1 + 0.9 * (np.arange(parts) + 0.5) / parts
+        values += [*(10.0 ** (decade - 6) * middles)]
+        values += [*(-(10.0 ** (decade - 6)) * middles)] if is_signed else []
+    return torch.tensor(sorted(values), dtype=dtype)
+
+
+class AdamW8bit:
+    """Dettmers et al., with blocks of 256: AdamW on moments that are rounded to the nearest codes."""
+
+    BLOCK = 256
+
+    def __init__(
+        self,
+        parameters: list[torch.Tensor],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        self.parameters = parameters
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self.m = [torch.zeros_like(p) for p in parameters]
+        self.v = [torch.zeros_like(p) for p in parameters]
+        self.updates = 0
+        # Below 0 if another order of rounding in float32 may have taken another code.
+        self.margin = 1.0
+
+    def rounded(self, x: torch.Tensor, is_signed: bool) -> torch.Tensor:
+        codes = dynamic_map(is_signed, x.dtype)
+        out = torch.empty_like(x).flatten()
+        for block, target in zip(x.flatten().split(self.BLOCK), out.split(self.BLOCK)):
+            largest = block.abs().max()
+            share = block / largest
+            distances = (codes - share[:, None]).abs().sort(dim=1)
+            margin = distances.values[:, 1] - distances.values[:, 0] - (2e-6 * share.abs() + 1e-8)
+            self.margin = min(self.margin, margin.min().item())
+            target.copy_(codes[distances.indices[:, 0]] * largest)
+        return out.view_as(x)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.updates += 1
+        beta1, beta2 = self.betas
+        for i, p in enumerate(self.parameters):
+            m = beta1 * self.m[i] + (1 - beta1) * p.grad
+            v = beta2 * self.v[i] + (1 - beta2) * p.grad**2
+            corrected_m, corrected_v = m / (1 - beta1**self.updates), v / (1 - beta2**self.updates)
+            p *= 1 - self.lr * self.weight_decay
+            p -= self.lr * corrected_m / (corrected_v.sqrt() + self.eps)
+            self.m[i], self.v[i] = self.rounded(m, True), self.rounded(v, False)
+
+
 def newton_schulz(x: torch.Tensor, coefficients: tuple, steps: int, eps: float) -> torch.Tensor:
     """PyTorch's orthogonalisation in the type that it is given, where PyTorch rounds to bfloat16."""
     a, b, c = coefficients
@@ -144,6 +210,8 @@ OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
         torch.optim.NAdam,
         {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True},
     ),
+    "adamw8bit": (AdamW8bit, {"lr": 0.1}),
+    "adamw8bit_betas": (AdamW8bit, {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2}),
     "lion": (Lion, {"lr": 0.1}),
     "lion_decay": (Lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
     "lamb": (LAMB, {"lr": 0.1}),
@@ -174,6 +242,31 @@ OPTIMIZERS: dict[str, tuple[type, Arrays]] = {
 }
 
 
+def gradient_drawer(rng: np.random.Generator) -> Callable[[], Arrays]:
+    """Draws gradients of one update after another, such that no rule with a margin falls below it."""
+    rows = [row for row in OPTIMIZERS.values() if row[0] in (AdamW8bit, Lion)]
+    start = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES.values()]
+    optimizers = [cls([x.clone() for x in start], **options) for cls, options in rows]
+
+    def draw() -> Arrays:
+        nonlocal optimizers
+        while True:
+            found = {
+                key: np.rint(32 + 20 * rng.standard_normal(shape)).clip(-127, 127).astype(np.int8)
+                for key, shape in SHAPES.items()
+            }
+            tried = copy.deepcopy(optimizers)
+            for optimizer in tried:
+                for p, gradient in zip(optimizer.parameters, found.values()):
+                    p.grad = torch.tensor(gradient, dtype=torch.float64) / 32
+                optimizer.step()
+            if all(optimizer.margin > 0 for optimizer in tried):
+                optimizers = tried
+                return found
+
+    return draw
+
+
 def optimizer_fixtures(out: Arrays) -> None:
     """Small parameters, far updates and gradients that mostly agree: the updates are what is seen.
 
@@ -182,8 +275,10 @@ def optimizer_fixtures(out: Arrays) -> None:
     rng = np.random.default_rng(3)
     for key, shape in SHAPES.items():
         out[f"initial/{key}"] = (0.1 * rng.standard_normal(shape)).astype(np.float32)
-        gradients = np.rint(32 + 20 * rng.standard_normal((UPDATES[-1], *shape)))
-        out[f"gradients/{key}"] = gradients.clip(-127, 127).astype(np.int8)
+    draw = gradient_drawer(rng)
+    gradients = [draw() for _ in range(UPDATES[-1])]
+    for key in SHAPES:
+        out[f"gradients/{key}"] = np.stack([gradient[key] for gradient in gradients])
     for name, (cls, options) in OPTIMIZERS.items():
         found = []
         for dtype in (torch.float64, torch.float32):

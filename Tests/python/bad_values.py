@@ -329,6 +329,10 @@ OPTIMIZERS = {
         _ffi.MuonOptions,
         ("learning_rate", "weight_decay", "momentum", "eps", "adamw_learning_rate_ratio", "adamw_beta1", "adamw_beta2", "adamw_eps", "adamw_weight_decay"),
     ),
+    "ga_adamw8bit_create": (
+        _ffi.AdamW8bitOptions,
+        ("learning_rate", "beta1", "beta2", "eps", "weight_decay"),
+    ),
 }
 for function, (struct, fields) in OPTIMIZERS.items():
     for field in fields:
@@ -368,6 +372,9 @@ case("ga_adafactor_create: eps1 0", INVALID_ARGUMENT, "eps1")(
 )
 case("ga_adafactor_create: clipping_threshold 0.9", INVALID_ARGUMENT, "clipping_threshold")(
     changed("ga_adafactor_create", 3, lambda w: _ffi.AdafactorOptions(clipping_threshold=0.9))
+)
+case("ga_adamw8bit_create: min_8bit_size -1", INVALID_ARGUMENT, "min_8bit_size")(
+    changed("ga_adamw8bit_create", 3, lambda w: _ffi.AdamW8bitOptions(min_8bit_size=-1))
 )
 for field, value in (
     ("nesterov", 2),

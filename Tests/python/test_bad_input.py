@@ -68,6 +68,7 @@ STRUCTS = [
     ("ga_lars_create", 3, _ffi.LARSOptions),
     ("ga_adafactor_create", 3, _ffi.AdafactorOptions),
     ("ga_muon_create", 3, _ffi.MuonOptions),
+    ("ga_adamw8bit_create", 3, _ffi.AdamW8bitOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),
 ]

@@ -33,6 +33,7 @@ STRUCTS = {
     "ga_lars_options": _ffi.LARSOptions,
     "ga_adafactor_options": _ffi.AdafactorOptions,
     "ga_muon_options": _ffi.MuonOptions,
+    "ga_adamw8bit_options": _ffi.AdamW8bitOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }

@@ -27,6 +27,11 @@ OPTIMIZERS: dict[str, tuple[type[ga.Optimizer], dict]] = {
         {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1, "momentum_decay": 0.5},
     ),
     "nadam_decoupled": (ga.NAdam, {"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "adamw8bit": (ga.AdamW8bit, {"lr": 0.1, "min_8bit_size": 0}),
+    "adamw8bit_betas": (
+        ga.AdamW8bit,
+        {"lr": 0.2, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.2, "min_8bit_size": 0},
+    ),
     "lion": (ga.Lion, {"lr": 0.1}),
     "lion_decay": (ga.Lion, {"lr": 0.1, "betas": (0.8, 0.95), "weight_decay": 0.1}),
     "lamb": (ga.LAMB, {"lr": 0.1}),

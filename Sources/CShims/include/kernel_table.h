@@ -197,6 +197,11 @@ typedef struct shims_kernel_table {
     /* The same with a step of step_size along m alone. */
     void (*_Nonnull adam_mean)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
                                float *_Nonnull v, const shims_adam *_Nonnull options, int64_t n);
+    /* adam with moments of one byte: n elements from the start of a block of 256 on, the blocks' largest magnitudes in
+     * m_largest and v_largest. */
+    void (*_Nonnull adamw8bit)(float *_Nonnull parameter, const float *_Nonnull gradient, uint8_t *_Nonnull m,
+                               float *_Nonnull m_largest, uint8_t *_Nonnull v, float *_Nonnull v_largest,
+                               const shims_adam *_Nonnull options, int64_t n);
     void (*_Nonnull lion)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
                           const shims_lion *_Nonnull options, int64_t n);
     /* Updates m and v as adam does, and sums up the squares of the parameter and of the direction. */

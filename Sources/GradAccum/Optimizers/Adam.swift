@@ -66,11 +66,14 @@ extension AdamW: ElementwiseRule {
     }
 
     public func step(number: Int, gradientScale: Float) -> Step {
+        adamStep(options(number: number, gradientScale: gradientScale))
+    }
+
+    func options(number: Int, gradientScale: Float) -> shims_adam {
         let moments = AdamMoments(beta1, beta2, number: number)
-        return adamStep(
-            moments.options(
-                gradientScale: gradientScale, stepSize: learningRate / moments.correction1, eps: eps,
-                decoupledDecay: decoupledDecay(weightDecay)))
+        return moments.options(
+            gradientScale: gradientScale, stepSize: learningRate / moments.correction1, eps: eps,
+            decoupledDecay: decoupledDecay(weightDecay))
     }
 }
 

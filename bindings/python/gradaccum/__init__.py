@@ -52,7 +52,7 @@ from .ops import (
     sum,
     transpose,
 )
-from .optim import LAMB, LARS, SGD, Adafactor, Adam, AdamW, Lion, Muon, NAdam, Optimizer, RAdam
+from .optim import LAMB, LARS, SGD, Adafactor, Adam, AdamW, AdamW8bit, Lion, Muon, NAdam, Optimizer, RAdam
 from .runtime import (
     MemoryUsage,
     compute_dtype,
@@ -89,6 +89,7 @@ __all__ = [
     "Adafactor",
     "Adam",
     "AdamW",
+    "AdamW8bit",
     "LAMB",
     "LARS",
     "Lion",

@@ -243,6 +243,27 @@ class MuonOptions(_Sized):
     )
 
 
+class AdamW8bitOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("learning_rate", c_double),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("eps", c_double),
+        ("weight_decay", c_double),
+        ("min_8bit_size", c_int64),
+    ]
+    _defaults_ = (
+        ("learning_rate", 1e-3),
+        ("beta1", 0.9),
+        ("beta2", 0.999),
+        ("eps", 1e-8),
+        ("weight_decay", 1e-2),
+        ("min_8bit_size", 4096),
+    )
+
+
 class AccumulatorOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -370,6 +391,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_lars_create": (_Status, (_handles, _handles, c_int64, POINTER(LARSOptions))),
     "ga_adafactor_create": (_Status, (_handles, _handles, c_int64, POINTER(AdafactorOptions))),
     "ga_muon_create": (_Status, (_handles, _handles, c_int64, POINTER(MuonOptions))),
+    "ga_adamw8bit_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamW8bitOptions))),
     "ga_optimizer_free": (None, (_handle,)),
     "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
     "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),

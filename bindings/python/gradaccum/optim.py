@@ -304,3 +304,30 @@ _MUON_ADJUSTMENTS = {
     "match_rms_adamw": _ffi.MUON_MATCH_RMS_ADAMW,
     "spectral_unclamped": _ffi.MUON_SPECTRAL_UNCLAMPED,
 }
+
+
+class AdamW8bit(Optimizer):
+    """AdamW with moments of 8 bits in blocks of 256, as bitsandbytes.optim.AdamW8bit.
+
+    Parameters with fewer than min_8bit_size elements keep moments in float32.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        min_8bit_size: int = 4096,
+    ) -> None:
+        options = _ffi.AdamW8bitOptions(
+            learning_rate=lr,
+            beta1=betas[0],
+            beta2=betas[1],
+            eps=eps,
+            weight_decay=weight_decay,
+            min_8bit_size=min_8bit_size,
+        )
+        super().__init__(lib.ga_adamw8bit_create, parameters, options)
