@@ -555,9 +555,42 @@ typedef struct ga_adamw8bit_options {
 } ga_adamw8bit_options;
 #define GA_ADAMW8BIT_OPTIONS_INIT { sizeof(ga_adamw8bit_options), 0, 1e-3, 0.9, 0.999, 1e-8, 1e-2, 4096 }
 
+/* What a rule of the caller is told besides its arrays. */
+typedef struct ga_update {
+    uint32_t struct_size;
+    uint32_t reserved;
+    int64_t update;        /* counts from 1                                                               */
+    int64_t parameter;     /* its place among the optimizer's parameters                                  */
+    int64_t start;         /* the element of it that the arrays start at: 0 unless elementwise            */
+    double learning_rate;
+    double gradient_scale; /* to multiply the gradient by: 1 over the window's weight, times the clip factor */
+} ga_update;
+#define GA_UPDATE_INIT { sizeof(ga_update), 0, 0, 0, 0, 0.0, 0.0 }
+
+/*
+ * Updates count elements of a parameter and of its slots, which are arrays of the parameter's size that the library
+ * keeps, zeros at first; slots is NULL if there are none. The arrays are valid during the call. It runs with denormals
+ * flushed, and must not use its optimizer or the accumulator of that.
+ * Returns GA_OK. Anything else ends the step: ga_step returns it (a number that is no ga_status as INVALID_ARGUMENT),
+ * the update is not counted and the window is dropped. What update has written until then stays: parameters that it was
+ * called for are changed, with their slots, and the others are as they were.
+ */
+typedef ga_status (*ga_update_fn)(float *parameter, const float *gradient, float *const *slots, int64_t count,
+                                  const ga_update *update, void *user);
+
+typedef struct ga_custom_options {
+    uint32_t struct_size;
+    int32_t elementwise; /* 0: called once per parameter, in their order, on the thread of ga_step. 1: every */
+                         /* element is updated alone: called for pieces, on several threads at once       */
+    double learning_rate;
+    int64_t slot_count;  /* in 0 ... 64                                                                   */
+} ga_custom_options;
+#define GA_CUSTOM_OPTIONS_INIT { sizeof(ga_custom_options), 0, 1e-3, 0 }
+
 /*
  * Creates an optimizer of count different parameters: contiguous float32 leaves. They become parameters if
- * they were not. options NULL takes the defaults. Errors: STATE if one belongs to another optimizer.
+ * they were not. options NULL takes the defaults. Errors: INVALID_ARGUMENT for an option outside of its range;
+ * STATE if a parameter belongs to another optimizer; OUT_OF_MEMORY.
  */
 ga_status ga_sgd_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
                         const ga_sgd_options *options);
@@ -581,6 +614,13 @@ ga_status ga_muon_create(ga_optimizer **out, ga_tensor *const *parameters, int64
                          const ga_muon_options *options);
 ga_status ga_adamw8bit_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count,
                               const ga_adamw8bit_options *options);
+
+/*
+ * The same with a rule of the caller. After success, release(user) is called once when the optimizer is not needed any
+ * more; release may be NULL. Errors: INVALID_ARGUMENT if update is NULL.
+ */
+ga_status ga_custom_create(ga_optimizer **out, ga_tensor *const *parameters, int64_t count, ga_update_fn update,
+                           void *user, void (*release)(void *user), const ga_custom_options *options);
 
 void ga_optimizer_free(ga_optimizer *optimizer);
 
@@ -689,7 +729,8 @@ typedef struct ga_report {
 /*
  * Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
  * report: filled in, or NULL. A window that is not finite or weighs nothing is dropped, changes nothing else
- * and is no error: outcome says so. Errors: STATE if the window is empty.
+ * and is no error: outcome says so. Errors: STATE if the window is empty; OUT_OF_MEMORY if Adafactor or Muon has
+ * nothing to work in, which drops the window and changes nothing else; and those of a ga_update_fn.
  */
 ga_status ga_step(ga_accumulator *accumulator, ga_report *report);
 

@@ -221,6 +221,32 @@ public func ga_adamw8bit_create(
     }
 }
 
+@_cdecl("ga_custom_create") @implementation
+public func ga_custom_create(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ update: ga_update_fn!, _ user: UnsafeMutableRawPointer!,
+    _ release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)!, _ given: UnsafePointer<ga_custom_options>!
+) -> ga_status {
+    var function: ForeignUpdate?
+    let status = creating(
+        out, parameters, count, given,
+        or: ga_custom_options(struct_size: 0, elementwise: 0, learning_rate: 1e-3, slot_count: 0)
+    ) { (chosen) throws(GAError) in
+        let update = ForeignUpdate(try required(update, "update"), user, release)
+        function = update
+        guard (0...ForeignRule.mostSlots).contains(chosen.slot_count) else {
+            throw GAError(
+                .invalidArgument,
+                "custom: slot_count is \(chosen.slot_count): it must be in 0 ... \(ForeignRule.mostSlots)")
+        }
+        return ForeignRule(
+            learningRate: chosen.learning_rate, slotCount: Int(chosen.slot_count),
+            isElementwise: try flag(chosen.elementwise, "elementwise"), function: update)
+    }
+    function?.isOwned = status == GA_OK
+    return status
+}
+
 @_cdecl("ga_optimizer_free") @implementation
 public func ga_optimizer_free(_ optimizer: OpaquePointer!) {
     freeHandle(optimizer, .optimizer)

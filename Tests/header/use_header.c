@@ -31,6 +31,8 @@ int main(void) {
     ga_adafactor_options adafactor = GA_ADAFACTOR_OPTIONS_INIT;
     ga_muon_options muon = GA_MUON_OPTIONS_INIT;
     ga_adamw8bit_options adamw8bit = GA_ADAMW8BIT_OPTIONS_INIT;
+    ga_update update = GA_UPDATE_INIT;
+    ga_custom_options custom = GA_CUSTOM_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -135,6 +137,18 @@ int main(void) {
     EXPECT(adamw8bit.eps == 1e-8 && offsetof(ga_adamw8bit_options, eps) == 32);
     EXPECT(adamw8bit.weight_decay == 1e-2 && offsetof(ga_adamw8bit_options, weight_decay) == 40);
     EXPECT(adamw8bit.min_8bit_size == 4096 && offsetof(ga_adamw8bit_options, min_8bit_size) == 48);
+
+    EXPECT(update.struct_size == sizeof update && sizeof update == 48);
+    EXPECT(update.update == 0 && offsetof(ga_update, update) == 8);
+    EXPECT(update.parameter == 0 && offsetof(ga_update, parameter) == 16);
+    EXPECT(update.start == 0 && offsetof(ga_update, start) == 24);
+    EXPECT(update.learning_rate == 0.0 && offsetof(ga_update, learning_rate) == 32);
+    EXPECT(update.gradient_scale == 0.0 && offsetof(ga_update, gradient_scale) == 40);
+
+    EXPECT(custom.struct_size == sizeof custom && sizeof custom == 24);
+    EXPECT(custom.elementwise == 0 && offsetof(ga_custom_options, elementwise) == 4);
+    EXPECT(custom.learning_rate == 1e-3 && offsetof(ga_custom_options, learning_rate) == 8);
+    EXPECT(custom.slot_count == 0 && offsetof(ga_custom_options, slot_count) == 16);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 48);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

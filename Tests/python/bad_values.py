@@ -373,6 +373,17 @@ case("ga_adafactor_create: eps1 0", INVALID_ARGUMENT, "eps1")(
 case("ga_adafactor_create: clipping_threshold 0.9", INVALID_ARGUMENT, "clipping_threshold")(
     changed("ga_adafactor_create", 3, lambda w: _ffi.AdafactorOptions(clipping_threshold=0.9))
 )
+for field, value in (
+    ("learning_rate", NAN),
+    ("learning_rate", -0.1),
+    ("elementwise", 2),
+    ("slot_count", -1),
+    ("slot_count", 65),
+    ("slot_count", I64_MAX),
+):
+    case(f"ga_custom_create: {field} {value}", INVALID_ARGUMENT, field)(
+        changed("ga_custom_create", 6, lambda w, f=field, v=value: _ffi.CustomOptions(**{f: v}))
+    )
 case("ga_adamw8bit_create: min_8bit_size -1", INVALID_ARGUMENT, "min_8bit_size")(
     changed("ga_adamw8bit_create", 3, lambda w: _ffi.AdamW8bitOptions(min_8bit_size=-1))
 )

@@ -141,6 +141,13 @@ def squared(out: Any, inputs: Any, count: int, user: Any) -> int:
     return raw.ga_multiply(out, inputs[0], inputs[0])
 
 
+@_ffi.UpdateFn
+def descend(parameter: Any, gradient: Any, slots: Any, count: int, update: Any, user: Any) -> int:
+    for i in range(count):
+        parameter[i] -= update[0].learning_rate * update[0].gradient_scale * gradient[i]
+    return 0
+
+
 Arguments = Callable[[World], list]
 
 VALID: dict[str, Arguments] = {
@@ -210,7 +217,7 @@ VALID: dict[str, Arguments] = {
     "ga_cast": lambda w: [out(), w.x, _ffi.BFLOAT16],
     "ga_recording": lambda w: [patterned(c_int32)],
     "ga_gradients": lambda w: [patterned(c_void_p * 2), w.loss(), handles(*w.parameters), 2],
-    "ga_checkpoint": lambda w: [out(), handles(w.x), 1, squared, None, _ffi.BlockReleaseFn()],
+    "ga_checkpoint": lambda w: [out(), handles(w.x), 1, squared, None, _ffi.UserReleaseFn()],
     "ga_sgd_create": lambda w: [out(), handles(*w.free_leaves), 2, _ffi.SGDOptions()],
     "ga_adam_create": lambda w: [out(), handles(*w.free_leaves), 2, _ffi.AdamOptions()],
     "ga_adamw_create": lambda w: [out(), handles(*w.free_leaves), 2, _ffi.AdamWOptions()],
@@ -222,6 +229,15 @@ VALID: dict[str, Arguments] = {
     "ga_adafactor_create": lambda w: [out(), handles(*w.free_leaves), 2, _ffi.AdafactorOptions()],
     "ga_muon_create": lambda w: [out(), handles(*w.free_leaves), 2, _ffi.MuonOptions()],
     "ga_adamw8bit_create": lambda w: [out(), handles(*w.free_leaves), 2, _ffi.AdamW8bitOptions()],
+    "ga_custom_create": lambda w: [
+        out(),
+        handles(*w.free_leaves),
+        2,
+        descend,
+        None,
+        _ffi.UserReleaseFn(),
+        _ffi.CustomOptions(),
+    ],
     "ga_optimizer_free": lambda w: [optimizer([leaf(np.ones(2))])],
     "ga_optimizer_set_learning_rate": lambda w: [w.optimizer, 0.1],
     "ga_optimizer_learning_rate": lambda w: [w.optimizer, patterned(c_double)],
@@ -260,6 +276,9 @@ NULLABLE = {
     ("ga_adafactor_create", "options"),
     ("ga_muon_create", "options"),
     ("ga_adamw8bit_create", "options"),
+    ("ga_custom_create", "user"),
+    ("ga_custom_create", "release"),
+    ("ga_custom_create", "options"),
     ("ga_split_by_count", "boundaries"),
     ("ga_split_by_size", "boundaries"),
     ("ga_split_by_tokens", "boundaries"),

@@ -69,6 +69,7 @@ STRUCTS = [
     ("ga_adafactor_create", 3, _ffi.AdafactorOptions),
     ("ga_muon_create", 3, _ffi.MuonOptions),
     ("ga_adamw8bit_create", 3, _ffi.AdamW8bitOptions),
+    ("ga_custom_create", 6, _ffi.CustomOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),
 ]

@@ -34,6 +34,8 @@ STRUCTS = {
     "ga_adafactor_options": _ffi.AdafactorOptions,
     "ga_muon_options": _ffi.MuonOptions,
     "ga_adamw8bit_options": _ffi.AdamW8bitOptions,
+    "ga_update": _ffi.Update,
+    "ga_custom_options": _ffi.CustomOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }
@@ -48,10 +50,11 @@ SCALARS = {
     "ga_allocate_fn": _ffi.AllocateFn,
     "ga_release_fn": _ffi.ReleaseFn,
     "ga_block_fn": _ffi.BlockFn,
+    "ga_update_fn": _ffi.UpdateFn,
 }
 CALLBACKS = {
     "void (*)(void * data, void * user)": _ffi.WrapReleaseFn,
-    "void (*)(void * user)": _ffi.BlockReleaseFn,
+    "void (*)(void * user)": _ffi.UserReleaseFn,
 }
 OPAQUE = ("void", "ga_tensor", "ga_scope", "ga_optimizer", "ga_accumulator")
 

@@ -66,7 +66,8 @@ extension UpdateRule {
         }
     }
 
-    func requireLearningRate() throws(GAError) {
+    /// Errors: `invalidArgument` unless the learning rate is finite and at least 0.
+    public func requireLearningRate() throws(GAError) {
         try require(learningRate, "learning_rate", in: 0...Double.infinity)
     }
 

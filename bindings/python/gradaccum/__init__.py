@@ -14,6 +14,7 @@ One update from micro-batches of any size:
 
 from .accumulator import Accumulator, Outcome, Report
 from .checkpointing import checkpoint
+from .custom import CustomOptimizer, Update
 from .errors import (
     GADTypeError,
     GAError,
@@ -90,6 +91,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "AdamW8bit",
+    "CustomOptimizer",
     "LAMB",
     "LARS",
     "Lion",
@@ -100,4 +102,5 @@ __all__ = [
     "RAdam",
     "Report",
     "SGD",
+    "Update",
 ]

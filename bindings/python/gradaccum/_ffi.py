@@ -15,6 +15,7 @@ from ctypes import (
     Structure,
     c_char_p,
     c_double,
+    c_float,
     c_int32,
     c_int64,
     c_size_t,
@@ -264,6 +265,28 @@ class AdamW8bitOptions(_Sized):
     )
 
 
+class Update(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("update", c_int64),
+        ("parameter", c_int64),
+        ("start", c_int64),
+        ("learning_rate", c_double),
+        ("gradient_scale", c_double),
+    ]
+
+
+class CustomOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("elementwise", c_int32),
+        ("learning_rate", c_double),
+        ("slot_count", c_int64),
+    ]
+    _defaults_ = (("learning_rate", 1e-3),)
+
+
 class AccumulatorOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -297,7 +320,16 @@ AllocateFn = CFUNCTYPE(c_void_p, c_size_t, c_size_t, c_void_p)
 ReleaseFn = CFUNCTYPE(None, c_void_p, c_size_t, c_void_p)
 WrapReleaseFn = CFUNCTYPE(None, c_void_p, c_void_p)
 BlockFn = CFUNCTYPE(c_int32, POINTER(c_void_p), POINTER(c_void_p), c_int64, c_void_p)
-BlockReleaseFn = CFUNCTYPE(None, c_void_p)
+UserReleaseFn = CFUNCTYPE(None, c_void_p)
+UpdateFn = CFUNCTYPE(
+    c_int32,
+    POINTER(c_float),
+    POINTER(c_float),
+    POINTER(POINTER(c_float)),
+    c_int64,
+    POINTER(Update),
+    c_void_p,
+)
 
 _handle = c_void_p  # a ga_tensor *, ga_scope *, ga_optimizer * or ga_accumulator *
 _handles = POINTER(c_void_p)  # an array of them, or the address that one is written to
@@ -379,7 +411,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_set_recording": (_Status, (c_int32,)),
     "ga_recording": (_Status, (_int32s,)),
     "ga_gradients": (_Status, (_handles, _handle, _handles, c_int64)),
-    "ga_checkpoint": (_Status, (_handles, _handles, c_int64, BlockFn, c_void_p, BlockReleaseFn)),
+    "ga_checkpoint": (_Status, (_handles, _handles, c_int64, BlockFn, c_void_p, UserReleaseFn)),
     # Optimizers
     "ga_sgd_create": (_Status, (_handles, _handles, c_int64, POINTER(SGDOptions))),
     "ga_adam_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamOptions))),
@@ -392,6 +424,10 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_adafactor_create": (_Status, (_handles, _handles, c_int64, POINTER(AdafactorOptions))),
     "ga_muon_create": (_Status, (_handles, _handles, c_int64, POINTER(MuonOptions))),
     "ga_adamw8bit_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamW8bitOptions))),
+    "ga_custom_create": (
+        _Status,
+        (_handles, _handles, c_int64, UpdateFn, c_void_p, UserReleaseFn, POINTER(CustomOptions)),
+    ),
     "ga_optimizer_free": (None, (_handle,)),
     "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
     "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),

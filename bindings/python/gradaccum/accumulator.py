@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _ffi
 from ._ffi import lib
-from .errors import GADTypeError, GAInvalidArgumentError, GAShapeError
+from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAShapeError
 from .ops import reduction_constant
 from .optim import Optimizer
 from .tensor import DType, Tensor, make, numpy_dtype_of
@@ -150,7 +150,11 @@ class Accumulator:
     def step(self) -> Report:
         """Ends the window: divides by its weight, clips, updates and empties the accumulators."""
         report = _ffi.Report()
-        lib.ga_step(self.handle, byref(report))
+        try:
+            lib.ga_step(self.handle, byref(report))
+        except GAError:
+            self.optimizer.raise_own_error()
+            raise
         return Report(
             outcome=Outcome(report.outcome),
             loss=report.loss,

@@ -42,7 +42,7 @@ class _Block:
             return _FAILED
 
 
-@_ffi.BlockReleaseFn
+@_ffi.UserReleaseFn
 def _release(user: Any) -> None:
     _blocks.pop(user, None)
 

@@ -42,6 +42,9 @@ class Optimizer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def raise_own_error(self) -> None:
+        """Raises what a rule in Python raised in the last step, if there is one that did."""
+
     @property
     def lr(self) -> float:
         """The learning rate of the next update."""

@@ -1,0 +1,69 @@
+import CGradAccum
+import CShims
+import GradAccum
+
+/// A rule of the caller, behind ``ga_custom_create``.
+struct ForeignRule: UpdateRule {
+    static var name: StaticString { "custom" }
+    static let mostSlots: Int64 = 64
+
+    var learningRate: Double
+    let slotCount: Int
+    let isElementwise: Bool
+    let function: ForeignUpdate
+
+    func slots(ofParameter index: Int, shape: [Int]) -> [Slot] {
+        (0..<slotCount).map { Slot("slot\($0)", shape: shape) }
+    }
+
+    func validate() throws(GAError) { try requireLearningRate() }
+
+    func apply(_ update: Update) throws(GAError) {
+        guard !isElementwise else {
+            return try update.forEachPiece { (index, range) throws(GAError) in
+                try run(update, update.parameters[index], range)
+            }
+        }
+        for parameter in update.parameters where parameter.count > 0 { try run(update, parameter, 0..<parameter.count) }
+    }
+
+    private func run(_ update: Update, _ parameter: Update.Parameter, _ range: Range<Int>) throws(GAError) {
+        let start = range.lowerBound
+        var context = ga_update(
+            struct_size: UInt32(MemoryLayout<ga_update>.size), reserved: 0, update: Int64(update.number),
+            parameter: Int64(parameter.index), start: Int64(start), learning_rate: learningRate,
+            gradient_scale: Double(update.gradientScale))
+        var slots: [UnsafeMutablePointer<Float>?] = parameter.slots.indices.map { parameter.floats($0) + start }
+        let status = slots.withUnsafeMutableBufferPointer {
+            function.update(
+                parameter.values + start, parameter.gradient + start, slotCount == 0 ? nil : $0.baseAddress,
+                Int64(range.count), &context, function.user)
+        }
+        guard status == GA_OK else {
+            guard let kind = GAError.Kind(rawValue: status) else {
+                throw GAError(.invalidArgument, "custom: update returned \(status), which is no ga_status")
+            }
+            throw GAError(kind, "custom: update returned \(kind): \(String(cString: shims_last_error()))")
+        }
+    }
+}
+
+/// The function of such a rule, and what the caller wants released with it.
+final class ForeignUpdate {
+    let update: ga_update_fn
+    let user: UnsafeMutableRawPointer?
+    private let release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?
+    /// Whether `user` is the library's to release: not before the caller has been told of success.
+    var isOwned = false
+
+    init(
+        _ update: @escaping ga_update_fn, _ user: UnsafeMutableRawPointer?,
+        _ release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?
+    ) {
+        self.update = update
+        self.user = user
+        self.release = release
+    }
+
+    deinit { if isOwned { release?(user) } }
+}

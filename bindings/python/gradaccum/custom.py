@@ -1,0 +1,113 @@
+"""Optimizers with a rule of the caller."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from ctypes import Structure
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import _ffi
+from ._ffi import lib
+from .errors import GAError
+from .optim import Optimizer
+from .tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a rule is told besides its arrays."""
+
+    update: int
+    """Counts from 1."""
+    parameter: int
+    """The place among the optimizer's parameters."""
+    start: int
+    """The element that the arrays start at: 0 unless the rule is elementwise."""
+    lr: float
+    gradient_scale: float
+    """To multiply the gradient by: 1 over the window's weight, times the clip factor."""
+
+
+Rule = Callable[[np.ndarray, np.ndarray, "list[np.ndarray]", Update], None]
+
+# What C functions call back must stay alive until the library releases it.
+_rules: dict[int, _Rule] = {}
+_numbers = itertools.count(1)
+# What a rule returns: GA_OK, or a number that is no status of the library.
+_OK, _FAILED = 0, 1
+
+
+class _Rule:
+    """A Python function as a rule of the library."""
+
+    def __init__(self, function: Rule, slot_count: int) -> None:
+        self._function = function
+        self._slot_count = slot_count
+        self.error: BaseException | None = None
+        self.callback = _ffi.UpdateFn(self._run)
+
+    def _run(self, parameter: Any, gradient: Any, slots: Any, count: int, update: Any, user: Any) -> int:
+        try:
+            arrays = [np.ctypeslib.as_array(slots[i], (count,)) for i in range(self._slot_count)]
+            read_only = np.ctypeslib.as_array(gradient, (count,))
+            read_only.flags.writeable = False
+            told = update[0]
+            self._function(
+                np.ctypeslib.as_array(parameter, (count,)),
+                read_only,
+                arrays,
+                Update(told.update, told.parameter, told.start, told.learning_rate, told.gradient_scale),
+            )
+            return _OK
+        except BaseException as error:  # goes on where the library has returned
+            self.error = error
+            return error.status if isinstance(error, GAError) else _FAILED
+
+
+@_ffi.UserReleaseFn
+def _release(user: Any) -> None:
+    _rules.pop(user, None)
+
+
+class CustomOptimizer(Optimizer):
+    """An optimizer whose rule is a function of Python.
+
+    rule(parameter, gradient, slots, update) changes the flat arrays parameter and slots in place; gradient is to be
+    multiplied by update.gradient_scale. slots are arrays of the parameter's size, zeros at first. An exception ends
+    the step: the window is dropped, the update not counted, and what the rule has changed stays.
+
+    elementwise: the rule updates every element alone; it is then called for pieces, on several threads.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        rule: Rule,
+        lr: float = 1e-3,
+        *,
+        slots: int = 0,
+        elementwise: bool = False,
+    ) -> None:
+        number = next(_numbers)
+        self._rule = _rules[number] = _Rule(rule, slots)
+
+        def create(out: Any, addresses: Any, count: int, options: Structure) -> int:
+            return lib.ga_custom_create(
+                out, addresses, count, self._rule.callback, number, _release, options
+            )
+
+        options = _ffi.CustomOptions(elementwise=int(elementwise), learning_rate=lr, slot_count=slots)
+        try:
+            super().__init__(create, parameters, options)
+        except BaseException:
+            _rules.pop(number, None)
+            raise
+
+    def raise_own_error(self) -> None:
+        error, self._rule.error = self._rule.error, None
+        if error is not None:
+            raise error
