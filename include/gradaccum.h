@@ -509,7 +509,7 @@ typedef struct ga_adafactor_options {
  * Muon (Jordan et al., kellerjordan.github.io/posts/muon), as torch.optim.Muon: the momentum of a parameter with two axes,
  * made nearly orthogonal by ns_steps Newton-Schulz iterations, is its direction. All other parameters are updated by
  * AdamW, and so are those that adamw_parameters names by their place, such as an embedding and an output head. All of it
- * is float32, where PyTorch iterates in bfloat16. A step needs memory for two of the largest matrix.
+ * is float32, where PyTorch iterates in bfloat16. Besides its state it keeps memory of twice the largest matrix to work in.
  */
 #define GA_MUON_ORIGINAL 0           /* learning_rate times the root of max(1, rows / columns)             */
 #define GA_MUON_MATCH_RMS_ADAMW 1    /* times 0.2 and the root of max(rows, columns), as AdamW's steps     */
@@ -729,8 +729,7 @@ typedef struct ga_report {
 /*
  * Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
  * report: filled in, or NULL. A window that is not finite or weighs nothing is dropped, changes nothing else
- * and is no error: outcome says so. Errors: STATE if the window is empty; OUT_OF_MEMORY if Adafactor or Muon has
- * nothing to work in, which drops the window and changes nothing else; and those of a ga_update_fn.
+ * and is no error: outcome says so. Errors: STATE if the window is empty; those of a ga_update_fn.
  */
 ga_status ga_step(ga_accumulator *accumulator, ga_report *report);
 

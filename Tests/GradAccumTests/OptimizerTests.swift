@@ -94,6 +94,20 @@ final class OptimizerTests: XCTestCase {
         }
     }
 
+    func testAStepTakesNoMemory() throws {
+        for row in OptimizerCase.all {
+            let accumulator = try Accumulator(try row.make(try parameters(row.shapes)))
+            for update in 1...3 {
+                try add(gradients(row.shapes, update: update), to: accumulator, weight: 1)
+                Runtime.resetPeakMemory()
+                let before = Runtime.memoryUsage
+                _ = try accumulator.step()
+                XCTAssertEqual(Runtime.memoryUsage.peakBytes, before.liveBytes, row.name)
+                XCTAssertEqual(Runtime.memoryUsage.liveBytes, before.liveBytes, row.name)
+            }
+        }
+    }
+
     func testASkippedWindowLeavesNoTrace() throws {
         for row in OptimizerCase.all {
             let plain = try parameters(row.shapes)

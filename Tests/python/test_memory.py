@@ -257,7 +257,7 @@ def accumulate_two(call: Retry, window: int, parameters: Any, batches: list[np.n
             call(raw.ga_scope_close, scope, None, 0)
 
 
-def scenario(call: Retry) -> tuple[list[bytes], int]:
+def scenario(call: Retry, create: str) -> tuple[list[bytes], int]:
     """Two windows of a model, one of the caller's gradients, and plain gradients: all results, and the number
     of updates."""
     rng = np.random.default_rng(6)
@@ -270,7 +270,7 @@ def scenario(call: Retry) -> tuple[list[bytes], int]:
 
     table, weight, bias, gain = parameter(11, 12), parameter(12, 12), parameter(12), parameter(12)
     parameters = handles(table, weight, bias, gain)
-    owner = call.made(raw.ga_adamw_create, parameters, 4, None)
+    owner = call.made(getattr(raw, create), parameters, 4, None)
     window = call.made(raw.ga_accumulator_create, owner, _ffi.AccumulatorOptions(max_grad_norm=0.5))
     report = _ffi.Report()
     for _ in range(2):
@@ -305,12 +305,12 @@ def scenario(call: Retry) -> tuple[list[bytes], int]:
 LARGE, SMALL = 1 << 40, 1 << 16
 
 
-def out_of_memory(most: int, for_good: bool) -> list[int]:
+def out_of_memory(most: int, for_good: bool, create: str) -> list[int]:
     """Fails each allocation of the scenario in turn, until none is left to fail."""
     ok(raw.ga_set_num_threads(2))
     allocator = Allocator(most)
     allocator.install()
-    expected, updates = scenario(Retry(allocator))
+    expected, updates = scenario(Retry(allocator), create)
     assert updates == 3
     refusals = 0
     for n in range(1, 10_000):
@@ -318,7 +318,7 @@ def out_of_memory(most: int, for_good: bool) -> list[int]:
         allocator.calls, allocator.refused = 0, 0
         allocator.fail_at, allocator.for_good = n, for_good
         call = Retry(allocator)
-        found, updates = scenario(call)
+        found, updates = scenario(call, create)
         assert found == expected and updates == 3, f"allocation {n} changed the result"
         assert not allocator.mistakes, allocator.mistakes
         if most == SMALL or for_good:  # else a smaller chunk may do where a large one was refused
@@ -335,16 +335,18 @@ def out_of_memory(most: int, for_good: bool) -> list[int]:
     return [n, refusals]
 
 
+# The last two work in memory of their own.
+@pytest.mark.parametrize("create", ["ga_adamw_create", "ga_adafactor_create", "ga_muon_create"])
 @pytest.mark.parametrize("for_good", [False, True])
-def test_every_allocation_may_fail(for_good):
+def test_every_allocation_may_fail(for_good, create):
     """The call that needs it returns OUT_OF_MEMORY and can be made again, and the result is the same bits."""
-    allocations, refusals = in_new_process(out_of_memory, SMALL, for_good)
+    allocations, refusals = in_new_process(out_of_memory, SMALL, for_good, create)
     assert allocations > 20 and refusals == allocations - 1
 
 
 @pytest.mark.parametrize("for_good", [False, True])
 def test_every_allocation_of_chunks_may_fail(for_good):
-    allocations, refusals = in_new_process(out_of_memory, LARGE, for_good)
+    allocations, refusals = in_new_process(out_of_memory, LARGE, for_good, "ga_adamw_create")
     assert allocations > 1 and (refusals == allocations - 1 or not for_good)
 
 

@@ -44,6 +44,8 @@ extension Adafactor: UpdateRule {
         ]
     }
 
+    public func workspace(shapes: [[Int]]) -> Int { AdafactorWork.size(shapes: shapes) }
+
     public func validate() throws(GAError) {
         try requireLearningRate()
         try require(beta2Decay, "beta2_decay", in: -Double(Float.greatestFiniteMagnitude)...0)
@@ -57,7 +59,7 @@ extension Adafactor: UpdateRule {
     /// In four passes: squares by rows and columns, the size of the parameter, that of the update, and the step.
     public func apply(_ update: Update) throws(GAError) {
         let kernels = Runtime.kernels
-        let work = try AdafactorWork(update.parameters)
+        let work = AdafactorWork(update)
         try work.forEachBlock { block in
             let matrix = block.matrix
             kernels.adafactor_sums(

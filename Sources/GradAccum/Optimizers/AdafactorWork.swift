@@ -13,8 +13,8 @@ struct AdafactorWork {
         let rowsPerBlock: Int
         let columnsPerBlock: Int
 
-        init(_ parameter: Update.Parameter) {
-            let (shape, count) = (parameter.shape, parameter.count)
+        init(_ shape: [Int]) {
+            let count = shape.reduce(1, *)
             isFactored = shape.count > 1
             rows = isFactored ? shape[shape.count - 2] : 1
             columns = isFactored ? shape[shape.count - 1] : count
@@ -30,6 +30,7 @@ struct AdafactorWork {
         var matricesPerTile: Int { max(1, blockSize / max(rows * columns, 1)) }
         /// Sums of rows per block of columns, sums of columns per block of rows, and the scale.
         var numbersPerMatrix: Int { columnBlocks * rows + rowBlocks * columns + 1 }
+        var numbers: Int { matrices * numbersPerMatrix }
     }
 
     /// A matrix of a parameter: its second moments, and sums that become factors.
@@ -79,16 +80,19 @@ struct AdafactorWork {
     /// Per parameter, where its part of the memory starts.
     private var starts: [Int] = []
     private var tiles: [Tile] = []
-    private let memory: Tensor
+    private let memory: UnsafeMutablePointer<Float>
 
-    /// Errors: `outOfMemory`.
-    init(_ parameters: [Update.Parameter]) throws(GAError) {
-        self.parameters = parameters
-        layouts = parameters.map(Layout.init)
+    /// The numbers of memory that parameters of these shapes need.
+    static func size(shapes: [[Int]]) -> Int { shapes.map { Layout($0).numbers }.reduce(0, +) }
+
+    init(_ update: Update) {
+        parameters = update.parameters
+        memory = update.workspace
+        layouts = parameters.map { Layout($0.shape) }
         var size = 0
         for (index, layout) in layouts.enumerated() {
             starts.append(size)
-            size += layout.matrices * layout.numbersPerMatrix
+            size += layout.numbers
             for first in stride(from: 0, to: layout.matrices, by: layout.matricesPerTile) {
                 let matrices = first..<min(first + layout.matricesPerTile, layout.matrices)
                 for row in 0..<layout.rowBlocks {
@@ -98,13 +102,12 @@ struct AdafactorWork {
                 }
             }
         }
-        memory = try Tensor(uninitialized: [size], for: "adafactor")
     }
 
     private func matrix(_ number: Int, of index: Int) -> Matrix {
         let (parameter, layout) = (parameters[index], layouts[index])
         let start = number * layout.rows * layout.columns
-        let rowSums = memory.floats + starts[index] + number * layout.numbersPerMatrix
+        let rowSums = memory + starts[index] + number * layout.numbersPerMatrix
         let columnSums = rowSums + layout.columnBlocks * layout.rows
         return Matrix(
             rows: layout.rows, columns: layout.columns, rowBlocks: layout.rowBlocks, columnBlocks: layout.columnBlocks,

@@ -78,6 +78,13 @@ extension Muon: UpdateRule {
             ? [Slot("momentum_buffer", shape: shape)] : adamW.slots(ofParameter: index, shape: shape)
     }
 
+    public func workspace(shapes: [[Int]]) -> Int {
+        let sizes = shapes.enumerated().map { index, shape in
+            isMatrix(index, shape) ? NewtonSchulz.size(rows: shape[0], columns: shape[1]) : 0
+        }
+        return sizes.max() ?? 0
+    }
+
     public func validate() throws(GAError) {
         try requireLearningRate()
         try requireDecoupledDecay(weightDecay)
@@ -100,14 +107,15 @@ extension Muon: UpdateRule {
     }
 
     public func apply(_ update: Update) throws(GAError) {
-        let matrices = update.of { isMatrix($0.index, $0.shape) && $0.count > 0 }.parameters
-        let iteration = try NewtonSchulz(matrices.map { ($0.shape[0], $0.shape[1]) })
         try adamW.apply(update.of { !isMatrix($0.index, $0.shape) })
-        for matrix in matrices { try apply(update, to: matrix, iteration) }
+        for matrix in update.parameters where isMatrix(matrix.index, matrix.shape) && matrix.count > 0 {
+            try apply(update, to: matrix)
+        }
     }
 
-    private func apply(_ update: Update, to matrix: Update.Parameter, _ iteration: NewtonSchulz) throws(GAError) {
+    private func apply(_ update: Update, to matrix: Update.Parameter) throws(GAError) {
         let (rows, columns) = (matrix.shape[0], matrix.shape[1])
+        let iteration = NewtonSchulz(rows: rows, columns: columns, in: update.workspace)
         let alone = update.of { $0.index == matrix.index }
         let options = shims_muon(
             gradient_scale: update.gradientScale, weight: Float(1 - momentum), momentum: Float(momentum),
@@ -121,7 +129,7 @@ extension Muon: UpdateRule {
             }
         }
         let direction = try iteration.orthogonalize(
-            rows, columns, scale: Float(1 / max(square[0][0].squareRoot(), eps)), coefficients, iterations: iterations)
+            scale: Float(1 / max(square[0][0].squareRoot(), eps)), coefficients, iterations: iterations)
         let step = Float(learningRate * adjusted(Double(rows), Double(columns)))
         let decay = Float(decoupledDecay(weightDecay))
         try alone.forEachPiece { _, range in

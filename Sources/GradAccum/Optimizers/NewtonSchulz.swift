@@ -1,43 +1,44 @@
 import CShims
 
-/// The iteration that brings the singular values of a matrix near to 1, with memory for the largest of some matrices.
+/// The iteration that brings the singular values of a matrix near to 1.
 struct NewtonSchulz {
-    /// Where a matrix is put, contiguous in row-major order.
-    var input: UnsafeMutablePointer<Float> { matrices.0.floats }
+    private let rows: Int
+    private let columns: Int
+    private let memory: UnsafeMutablePointer<Float>
 
-    private let matrices: (Tensor, Tensor)
-    private let gram: Tensor
-    private let squared: Tensor
-    private let polynomial: Tensor
-
-    /// Errors: `outOfMemory`.
-    init(_ shapes: [(rows: Int, columns: Int)]) throws(GAError) {
-        let count = shapes.map { $0.rows * $0.columns }.max() ?? 0
-        let side = shapes.map { min($0.rows, $0.columns) }.max() ?? 0
-        matrices = (
-            try Tensor(uninitialized: [count], for: "muon"), try Tensor(uninitialized: [count], for: "muon")
-        )
-        gram = try Tensor(uninitialized: [side, side], for: "muon")
-        squared = try Tensor(uninitialized: [side, side], for: "muon")
-        polynomial = try Tensor(uninitialized: [side, side], for: "muon")
+    /// In `memory` of the size of ``size(rows:columns:)``.
+    init(rows: Int, columns: Int, in memory: UnsafeMutablePointer<Float>) {
+        self.rows = rows
+        self.columns = columns
+        self.memory = memory
     }
+
+    /// The numbers of memory for a matrix, its next, and three with its shorter side.
+    static func size(rows: Int, columns: Int) -> Int {
+        let side = min(rows, columns)
+        return 2 * rows * columns + 3 * side * side
+    }
+
+    /// Where the matrix is put, contiguous in row-major order.
+    var input: UnsafeMutablePointer<Float> { memory }
 
     /// Multiplies the matrix [rows, columns] at ``input`` by `scale` and iterates; returns the address of the result.
     ///
     /// With X of at least as many rows as columns, X becomes `a X + X (b G + c G^2)`, where G is the transpose of X times X:
     /// the odd polynomial on its singular values. A wide matrix is transposed before and after.
     func orthogonalize(
-        _ rows: Int, _ columns: Int, scale: Float, _ coefficients: (a: Double, b: Double, c: Double), iterations: Int
+        scale: Float, _ coefficients: (a: Double, b: Double, c: Double), iterations: Int
     ) throws(GAError) -> UnsafeMutablePointer<Float> {
         let isWide = rows < columns
         let (tall, side) = (max(rows, columns), min(rows, columns))
-        var (x, next) = (matrices.0.floats, matrices.1.floats)
+        var (x, next) = (memory, memory + rows * columns)
+        let g = next + rows * columns
+        let (square, p) = (g + side * side, g + 2 * side * side)
         if isWide {
             try transpose(next, x, rows, columns)
             swap(&x, &next)
         }
         try multiply(x, x, scale, tall * side)
-        let (g, square, p) = (gram.floats, squared.floats, polynomial.floats)
         for _ in 0..<iterations {
             try add(g, Matrix(x, row: side).transposed, x, side, side, tall, accumulate: 0)
             try multiply(square, g, Float(coefficients.c), side * side)
@@ -54,7 +55,7 @@ struct NewtonSchulz {
         return x
     }
 
-    /// c [m, n] (+)= a [m, k] b [k, n], without a need for memory that could fail half-way through an update.
+    /// c [m, n] (+)= a [m, k] b [k, n]. Chains need no memory, which could fail half-way through an update.
     private func add(
         _ c: UnsafeMutablePointer<Float>, _ a: Matrix, _ b: UnsafeMutablePointer<Float>, _ m: Int, _ n: Int, _ k: Int,
         accumulate: Int32

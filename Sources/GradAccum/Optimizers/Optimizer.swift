@@ -6,6 +6,7 @@ public final class Optimizer {
     private var rule: any UpdateRule
     /// Per parameter, the arrays that the rule keeps.
     private let slots: [[SlotMemory]]
+    private let workspace: Tensor
     private var isUpdating = false
     weak var accumulator: Accumulator?
 
@@ -22,6 +23,7 @@ public final class Optimizer {
             for slot in rule.slots(ofParameter: index, shape: parameter.shape) { own.append(try SlotMemory(slot)) }
             slots.append(own)
         }
+        workspace = try Tensor(uninitialized: [rule.workspace(shapes: parameters.map(\.shape))], for: "optimizer")
         self.parameters = parameters
         self.rule = rule
         self.slots = slots
@@ -88,7 +90,9 @@ public final class Optimizer {
                     index: index, shape: parameter.shape, count: parameter.elementCount, values: parameter.floats,
                     gradient: UnsafePointer(gradient.floats), slots: slots[index].map(\.storage.address)))
         }
-        try rule.apply(Update(number: updateCount + 1, gradientScale: scale, parameters: updated))
+        try rule.apply(
+            Update(
+                number: updateCount + 1, gradientScale: scale, parameters: updated, workspace: workspace.floats))
         updateCount += 1
     }
 }

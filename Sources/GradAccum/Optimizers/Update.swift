@@ -23,10 +23,14 @@ public struct Update {
     /// What a rule multiplies every gradient by first: 1 over the weight of the window, times the clip factor.
     public let gradientScale: Float
     public let parameters: [Parameter]
+    /// What the rule asked for with ``UpdateRule/workspace(shapes:)``.
+    public let workspace: UnsafeMutablePointer<Float>
 
     /// The same update of some of the parameters.
     public func of(_ isIncluded: (Parameter) -> Bool) -> Update {
-        Update(number: number, gradientScale: gradientScale, parameters: parameters.filter(isIncluded))
+        Update(
+            number: number, gradientScale: gradientScale, parameters: parameters.filter(isIncluded),
+            workspace: workspace)
     }
 
     /// Runs `body` for pieces of the parameters, on all threads: (place in ``parameters``, elements of it).

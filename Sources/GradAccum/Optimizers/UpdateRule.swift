@@ -11,13 +11,17 @@ public protocol UpdateRule {
     /// The arrays that the rule keeps for a parameter: zeros at first, they live as long as the optimizer.
     func slots(ofParameter index: Int, shape: [Int]) -> [Slot]
 
+    /// Numbers of float32 that an update of parameters of these shapes works in; 0 unless a rule says otherwise.
+    ///
+    /// They are there from the start, so that a step cannot run out of memory, and are not kept between updates.
+    func workspace(shapes: [[Int]]) -> Int
+
     /// Errors: `invalidArgument` for a hyperparameter outside of its range.
     func validate() throws(GAError)
 
     /// Updates the parameters and their slots; each gradient is multiplied by the scale first.
     ///
-    /// Memory that it needs it takes before it changes anything: what it has changed when it throws, stays changed. Results
-    /// must not depend on the number of threads.
+    /// What it has changed when it throws, stays changed. Results must not depend on the number of threads.
     func apply(_ update: Update) throws(GAError)
 }
 
@@ -55,6 +59,8 @@ extension ElementwiseRule {
 }
 
 extension UpdateRule {
+    public func workspace(shapes: [[Int]]) -> Int { 0 }
+
     /// Errors: `invalidArgument` unless the value is finite in float32 and in the range.
     public func require(_ value: Double, _ option: StaticString, in range: ClosedRange<Double>) throws(GAError) {
         guard Float(value).isFinite && range.contains(value) else {
