@@ -509,7 +509,8 @@ typedef struct ga_adafactor_options {
  * Muon (Jordan et al., kellerjordan.github.io/posts/muon), as torch.optim.Muon: the momentum of a parameter with two axes,
  * made nearly orthogonal by ns_steps Newton-Schulz iterations, is its direction. All other parameters are updated by
  * AdamW, and so are those that adamw_parameters names by their place, such as an embedding and an output head. All of it
- * is float32, where PyTorch iterates in bfloat16. Besides its state it keeps memory of twice the largest matrix to work in.
+ * is float32, where PyTorch iterates in bfloat16. Besides its state it keeps memory to work in, of two to five times the
+ * largest matrix and a few MiB for each thread.
  */
 #define GA_MUON_ORIGINAL 0           /* learning_rate times the root of max(1, rows / columns)             */
 #define GA_MUON_MATCH_RMS_ADAMW 1    /* times 0.2 and the root of max(rows, columns), as AdamW's steps     */

@@ -33,10 +33,13 @@ struct ForeignRule: UpdateRule {
             struct_size: UInt32(MemoryLayout<ga_update>.size), reserved: 0, update: Int64(update.number),
             parameter: Int64(parameter.index), start: Int64(start), learning_rate: learningRate,
             gradient_scale: Double(update.gradientScale))
-        var slots: [UnsafeMutablePointer<Float>?] = parameter.slots.indices.map { parameter.floats($0) + start }
-        let status = slots.withUnsafeMutableBufferPointer {
-            function.update(
-                parameter.values + start, parameter.gradient + start, slotCount == 0 ? nil : $0.baseAddress,
+        // No array, as this runs in tiles: see ``Update/forEachPiece(_:)``.
+        let status = withUnsafeTemporaryAllocation(
+            of: UnsafeMutablePointer<Float>?.self, capacity: slotCount
+        ) { slots in
+            for slot in 0..<slotCount { slots.initializeElement(at: slot, to: parameter.floats(slot) + start) }
+            return function.update(
+                parameter.values + start, parameter.gradient + start, slotCount == 0 ? nil : slots.baseAddress,
                 Int64(range.count), &context, function.user)
         }
         guard status == GA_OK else {

@@ -12,8 +12,8 @@ final class UpdateRuleTests: XCTestCase {
         func validate() throws(GAError) { try requireLearningRate() }
 
         func step(number: Int, gradientScale: Float) -> Step {
-            { [rate = Float(learningRate)] parameter, gradient, slots, count in
-                for i in 0..<count {
+            { [rate = Float(learningRate)] parameter, gradient, slots, start, count in
+                for i in start..<(start + count) {
                     slots[0][i] = 0.5 * slots[0][i] + gradientScale * gradient[i]
                     parameter[i] -= rate * slots[0][i]
                 }

@@ -87,7 +87,7 @@ struct AdafactorWork {
 
     init(_ update: Update) {
         parameters = update.parameters
-        memory = update.workspace
+        memory = update.workspace.baseAddress!
         layouts = parameters.map { Layout($0.shape) }
         var size = 0
         for (index, layout) in layouts.enumerated() {

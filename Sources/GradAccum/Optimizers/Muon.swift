@@ -79,8 +79,9 @@ extension Muon: UpdateRule {
     }
 
     public func workspace(shapes: [[Int]]) -> Int {
+        let threads = Runtime.numThreads
         let sizes = shapes.enumerated().map { index, shape in
-            isMatrix(index, shape) ? NewtonSchulz.size(rows: shape[0], columns: shape[1]) : 0
+            isMatrix(index, shape) ? NewtonSchulz.size(rows: shape[0], columns: shape[1], threads: threads) : 0
         }
         return sizes.max() ?? 0
     }

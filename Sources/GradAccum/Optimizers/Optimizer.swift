@@ -92,7 +92,8 @@ public final class Optimizer {
         }
         try rule.apply(
             Update(
-                number: updateCount + 1, gradientScale: scale, parameters: updated, workspace: workspace.floats))
+                number: updateCount + 1, gradientScale: scale, parameters: updated,
+                workspace: UnsafeMutableBufferPointer(start: workspace.floats, count: workspace.elementCount)))
         updateCount += 1
     }
 }

@@ -24,7 +24,7 @@ public struct Update {
     public let gradientScale: Float
     public let parameters: [Parameter]
     /// What the rule asked for with ``UpdateRule/workspace(shapes:)``.
-    public let workspace: UnsafeMutablePointer<Float>
+    public let workspace: UnsafeMutableBufferPointer<Float>
 
     /// The same update of some of the parameters.
     public func of(_ isIncluded: (Parameter) -> Bool) -> Update {
@@ -35,7 +35,8 @@ public struct Update {
 
     /// Runs `body` for pieces of the parameters, on all threads: (place in ``parameters``, elements of it).
     ///
-    /// A piece starts at a multiple of 32768 elements.
+    /// A piece starts at a multiple of 32768 elements. `body` makes no array and no object, on which threads could wait for
+    /// each other forever in the child of a `fork()`.
     public func forEachPiece(_ body: (Int, Range<Int>) throws(GAError) -> Void) throws(GAError) {
         let pieces = Pieces(parameters.map(\.count))
         try Runtime.parallel(tiles: pieces.count) { piece throws(GAError) in

@@ -1,0 +1,1 @@
+../Kernels/AdamW8bit.swift
