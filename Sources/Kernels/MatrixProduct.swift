@@ -2,10 +2,15 @@ import CShims
 
 /// Most words of k that are multiplied before the next are packed: so many that loading and storing sums counts little,
 /// and so few that a panel of `b` stays in the second-level cache.
-private let mostWords = 48 * 1024 / panelColumns
+private let mostWords = 64 * 1024 / panelColumns
 /// Columns in a panel of `b`, and rows in a panel of `a` where that has to be packed.
 private let panelColumns = 16 * tileVectors
 private let panelRows = 48
+/// Most rows of `a` that are packed at a time, where a block has no more.
+private let mostPackedRows = 384
+
+/// Words of a panel of `b` that are on their way to the first-level cache while others are multiplied.
+private let wordsAhead = 8
 
 /// Rows that go through all panels before the next, so that their part of `a` stays in the second-level cache; whole panels.
 @inline(always)
@@ -52,7 +57,7 @@ private struct Panel<W: Words> {
     let accumulate: Bool
 
     /// Computes `rows` x `vectors` vectors of `c`, held in registers over all words; of the last vector of a row, if it is
-    /// the only one, the first `lanes`. `a` is that of the first row, with steps in words.
+    /// the only one, the first `lanes`. `a` is that of the first row, with steps in words, of which one is 1.
     @inline(always)
     func computeTile(
         row: Int, rows: Int, vectors: Int, lanes: Int, _ a: UnsafeRawPointer, aRow: Int, aWord: Int
@@ -60,6 +65,9 @@ private struct Panel<W: Words> {
         // The counts are constant after inlining, so that the loops unroll and the array becomes registers.
         var sums = zeroSums()
         let c = c + row &* ldc
+        for i in rows..<(2 &* rows) {
+            for j in 0..<vectors { shims_prefetch_near(c + (i &* ldc &+ 16 &* j)) }
+        }
         if accumulate {
             for i in 0..<rows {
                 for j in 0..<vectors {
@@ -74,7 +82,11 @@ private struct Panel<W: Words> {
             }
         }
         var (a, b) = (a, b)
-        for _ in 0..<words {
+        for p in 0..<words {
+            if aWord == 1 && p & 15 == 0 {
+                for i in rows..<(2 &* rows) { shims_prefetch_near(a + 4 &* i &* aRow) }
+            }
+            for j in 0..<vectors { shims_prefetch_near(b + (wordsAhead &* ldb &+ 16 &* j)) }
             for i in 0..<rows {
                 let word = a.loadUnaligned(fromByteOffset: 4 &* i &* aRow, as: Float.self)
                 let factor = Vector(repeating: word)
@@ -152,19 +164,21 @@ private struct Panel<W: Words> {
 /// The parts of a product's scratch memory, in floats.
 private struct Scratch {
     let b, a, total: Int
-    /// Words that are packed at a time.
-    let words: Int
+    /// Words that are packed at a time, and rows of `a`: whole blocks, but enough that whole lines of memory are read.
+    let words, rows: Int
     /// Of the sums, where `c` cannot hold them; else 0.
     let ldc: Int
 
     init<W: Words>(_: W.Type, m: Int, n: Int, k: Int, _ formatOfC: shims_format, readsA: Bool) {
-        let (rows, columns) = ((m &+ 15) & ~15, (n &+ 15) & ~15)
+        let columns = (n &+ 15) & ~15
         // Nearly equal parts, in whole vectors.
         let all = (k &+ W.elements &- 1) / W.elements
         let parts = all == 0 ? 1 : (all &+ mostWords &- 1) / mostWords
         words = ((all &+ parts &- 1) / parts &+ 15) & ~15
         b = columns &* words
-        a = readsA ? 0 : rows &* words
+        let block = rowsOfBlock(words: words)
+        rows = block < mostPackedRows ? mostPackedRows / block &* block : block
+        a = readsA ? 0 : (rows < m ? rows : (m &+ 15) & ~15) &* words
         ldc = formatOfC.rawValue == SHIMS_F32.rawValue ? 0 : columns
         total = b &+ a &+ m &* ldc
     }
@@ -211,33 +225,41 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
         let next = first &+ places.words &* W.elements
         let end = next < k ? next : k
         let words = (end &- first &+ W.elements &- 1) / W.elements
-        var (aAddress, aRow) = (UnsafeRawPointer(packedA), 0)
-        if readsA {
-            (aAddress, aRow) = (a.address + 4 &* (first / W.elements), a.line / W.elements)
-        } else if a.along == 1 {
-            aRow = places.words
-            a.packAlong(W.self, packedA, aRow, lines: m, first: first, end: end)
-        } else {
-            a.packPanels(W.self, packedA, width: panelRows, lines: m, first: first, end: end)
-        }
         b.packPanels(W.self, packedB, width: panelColumns, lines: n, first: first, end: end)
-        let block = rowsOfBlock(words: words)
-        var row = 0
-        while row < m {
-            var column = 0
-            while column < n {
-                let isWide = column &+ panelColumns <= n
-                let width = isWide ? panelColumns : n &- column < 16 ? n &- column : 16
-                let panel = Panel<W>(
-                    c: sums + (row &* ldc &+ column), ldc: ldc, a: aAddress + 4 &* row &* (aRow > 0 ? aRow : words),
-                    aRow: aRow, b: UnsafePointer(packedB + column &* words), ldb: isWide ? panelColumns : 16,
-                    rows: row &+ block < m ? block : m &- row, words: words, bias: product.bias.map { $0 + column },
-                    rounded: isRounded && end == k ? halves + (row &* Int(product.ldc) &+ column) : nil,
-                    ldrounded: Int(product.ldc), accumulate: product.accumulate != 0 || first > 0)
-                if isWide { panel.computeWide() } else { panel.computeNarrow(lanes: width) }
-                column &+= width
+        let block = rowsOfBlock(words: places.words)
+        var group = 0
+        while group < m {
+            let rows = group &+ places.rows < m ? places.rows : m &- group
+            let lines = a.lines(from: group)
+            var (aAddress, aRow) = (UnsafeRawPointer(packedA), 0)
+            if readsA {
+                (aAddress, aRow) = (lines.address + 4 &* (first / W.elements), lines.line / W.elements)
+            } else if a.along == 1 {
+                aRow = places.words
+                lines.packAlong(W.self, packedA, aRow, lines: rows, first: first, end: end)
+            } else {
+                lines.packPanels(W.self, packedA, width: panelRows, lines: rows, first: first, end: end)
             }
-            row &+= block
+            var row = 0
+            while row < rows {
+                var column = 0
+                while column < n {
+                    let isWide = column &+ panelColumns <= n
+                    let width = isWide ? panelColumns : n &- column < 16 ? n &- column : 16
+                    let panel = Panel<W>(
+                        c: sums + ((group &+ row) &* ldc &+ column), ldc: ldc,
+                        a: aAddress + 4 &* row &* (aRow > 0 ? aRow : words), aRow: aRow,
+                        b: UnsafePointer(packedB + column &* words), ldb: isWide ? panelColumns : 16,
+                        rows: row &+ block < rows ? block : rows &- row, words: words,
+                        bias: product.bias.map { $0 + column },
+                        rounded: isRounded && end == k ? halves + ((group &+ row) &* Int(product.ldc) &+ column) : nil,
+                        ldrounded: Int(product.ldc), accumulate: product.accumulate != 0 || first > 0)
+                    if isWide { panel.computeWide() } else { panel.computeNarrow(lanes: width) }
+                    column &+= width
+                }
+                row &+= block
+            }
+            group &+= rows
         }
         first = end
     } while first < k

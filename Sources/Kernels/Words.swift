@@ -188,6 +188,17 @@ struct Factor {
     }
 
     @inline(always)
+    private init(_ address: UnsafeRawPointer, _ format: shims_format, line: Int, along: Int) {
+        (self.address, self.format, self.line, self.along) = (address, format, line, along)
+    }
+
+    /// The lines from `first` on.
+    @inline(always)
+    func lines(from first: Int) -> Factor {
+        Factor(address + first &* line &* (isBF16 ? 2 : 4), format, line: line, along: along)
+    }
+
+    @inline(always)
     private var isBF16: Bool { format.rawValue == SHIMS_BF16.rawValue }
 
     /// Whether its lines, of `count` elements, are words next to each other as they are.

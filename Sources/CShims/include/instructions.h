@@ -10,6 +10,11 @@ static inline __attribute__((always_inline)) void shims_prefetch(const void *_No
     __builtin_prefetch(address, 0, 2);
 }
 
+/* The same into the first-level cache. */
+static inline __attribute__((always_inline)) void shims_prefetch_near(const void *_Nonnull address) {
+    __builtin_prefetch(address, 0, 3);
+}
+
 #if defined(__AVX512BF16__) && defined(__clang__)
 typedef float shims_vector __attribute__((ext_vector_type(16)));
 

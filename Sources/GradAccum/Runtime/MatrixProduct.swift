@@ -123,7 +123,7 @@ struct MatrixProduct {
             return (rows, .balanced(n, largest: 128, times: rows.count, threads: threads))
         }
         let columns = Blocks(n, largest: 768)
-        return (.balanced(m, largest: 512, times: columns.count, threads: threads), columns)
+        return (.balanced(m, largest: 2048, times: columns.count, threads: threads), columns)
     }
 
     /// Runs on the calling thread, with as much scratch memory as ``scratch(for:)`` says.
