@@ -104,6 +104,7 @@ typedef int32_t ga_status;
 #define GA_ERROR_NON_FINITE (-8)       /* a NaN or infinity where a finite number is needed               */
 #define GA_ERROR_UNSUPPORTED (-9)      /* not possible on this machine or with these settings             */
 #define GA_ERROR_INTERNAL (-10)        /* a defect of the library: please report its sentence             */
+#define GA_ERROR_OUTLIER (-11)         /* a window whose loss or norm stands out, where that is an error  */
 
 /* The name of a status, as "GA_ERROR_SHAPE"; never NULL. */
 const char *ga_status_name(ga_status status);
@@ -658,6 +659,14 @@ ga_status ga_split_by_tokens(int64_t *boundaries, int64_t capacity, int64_t *out
 
 typedef struct ga_accumulator ga_accumulator;
 
+/* What the sum of the gradients is divided by at the step. */
+#define GA_NORMALIZATION_WEIGHT 0 /* the total weight of the window                                       */
+#define GA_NORMALIZATION_SUM 1    /* nothing: the update is made of the plain sum                         */
+
+/* What becomes of a window that is not finite, or of such a micro-batch in isolated mode. */
+#define GA_ON_NON_FINITE_SKIP 0  /* it is dropped, and the report says so                                 */
+#define GA_ON_NON_FINITE_RAISE 1 /* it is dropped, and the call is GA_ERROR_NON_FINITE                    */
+
 typedef struct ga_accumulator_options {
     uint32_t struct_size;
     int32_t loss_reduction;     /* what a loss is: GA_REDUCTION_SUM over its weight, or GA_REDUCTION_MEAN  */
@@ -666,8 +675,17 @@ typedef struct ga_accumulator_options {
     double max_grad_value;      /* clip each element to this magnitude; 0 does not clip                   */
     double agc_clipping;        /* clip each unit's norm to this times that of its parameter (0.01 is     */
     double agc_eps;             /* usual), or times agc_eps where that is larger; 0 does not clip         */
+    int32_t isolated;           /* 0: micro-batches are added in place; 1: at their commit, see below     */
+    int32_t normalization;      /* one of GA_NORMALIZATION_...                                            */
+    int32_t on_non_finite;      /* one of GA_ON_NON_FINITE_...                                            */
+    int32_t reserved;
+    int64_t max_consecutive_skips; /* one more skip in a row is an error; 0: no limit                     */
+    double max_loss_z_score;    /* skip a window whose loss is this many standard deviations above its    */
+    double max_norm_z_score;    /* mean, or whose norm before clipping is; 0: no limit                    */
+    int64_t outlier_warmup;     /* applied windows before that, and reach of mean and variance; at least 2 */
 } ga_accumulator_options;
-#define GA_ACCUMULATOR_OPTIONS_INIT { sizeof(ga_accumulator_options), GA_REDUCTION_SUM, 1, 0.0, 0.0, 0.0, 1e-3 }
+#define GA_ACCUMULATOR_OPTIONS_INIT { sizeof(ga_accumulator_options), GA_REDUCTION_SUM, 1, 0.0, 0.0, 0.0, 1e-3, \
+                                      0, GA_NORMALIZATION_WEIGHT, GA_ON_NON_FINITE_SKIP, 0, 0, 0.0, 0.0, 32 }
 
 /*
  * Creates the accumulator of an optimizer. options NULL takes the defaults.
@@ -675,24 +693,51 @@ typedef struct ga_accumulator_options {
  * (max_grad_norm) or clip_grad_value_ (max_grad_value), or adaptively (agc_clipping; Brock et al., arXiv 2102.06171),
  * where a unit is what one index of the leading axis has, such as the weights of one output of ga_linear; a parameter
  * of less than two axes is one unit.
+ * isolated: each micro-batch goes to memory of its own first, one more gradient in size. At its commit it is added to
+ * the window, or dropped if it is not finite, and until then it can be aborted; the others count, with their weights
+ * and losses alone. Its gradients are summed before they are added, so of law 1 the number of threads remains, and the
+ * same cut into micro-batches: another cut may round differently.
+ * max_consecutive_skips counts windows that were not finite or outliers, from one applied window to the next, and apart
+ * from them micro-batches dropped in a row. The sentence names the first bad parameter, and the micro-batch: that is
+ * known in isolated mode, and otherwise from the second skip in a row on, when sums are looked at after each.
+ * Running means and variances are those of the applied windows up to outlier_warmup of them, and then go on with a
+ * share of 1 / outlier_warmup for each new one.
  * Errors: STATE if the optimizer has an accumulator; INVALID_ARGUMENT for an option outside of its range, or more than
  * one way to clip.
  */
 ga_status ga_accumulator_create(ga_accumulator **out, ga_optimizer *optimizer,
                                 const ga_accumulator_options *options);
+
+/*
+ * Frees the accumulator. Micro-batches in its window are lost, and ga_last_error() then says how many: settle them
+ * first with ga_step, ga_data_end or ga_zero.
+ */
 void ga_accumulator_free(ga_accumulator *accumulator);
 
 /*
- * Runs backward from the scalar loss and adds the gradients to the window, in place.
- * weight: the samples or tokens that the loss stands for: 0, or in 1e-30 ... 1e30 with its window. The loss is their sum; where
- * the option says that it is their mean, it is multiplied by the weight first.
+ * Sets the number of micro-batches in a window, at least 1, from the next window on: one in progress keeps its own.
+ * Reads that of the window in progress, or of the next one if nothing has begun.
+ */
+ga_status ga_accumulator_set_accumulation_steps(ga_accumulator *accumulator, int64_t accumulation_steps);
+ga_status ga_accumulator_accumulation_steps(const ga_accumulator *accumulator, int64_t *out);
+
+/* The weight of a micro-batch that gets it later: see ga_micro_batch_set_weight. */
+#define GA_WEIGHT_LATER (-1e300)
+
+/*
+ * Runs backward from the scalar loss and adds the gradients to the window, in place, as a micro-batch of its own or to
+ * the one that is open.
+ * weight: the samples or tokens that the loss stands for: 0, or in 1e-30 ... 1e30 with its window, or
+ * GA_WEIGHT_LATER. The loss is their sum; where the option says that it is their mean, it is multiplied by the weight
+ * first. Weights of several losses of one micro-batch add up.
  * The graph is used up: a loss is accumulated once.
  * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a bad weight, for a loss that depends on no
- * parameter or on one of no or of another accumulator; NON_FINITE if the loss is; STATE if the graph is used
- * up, if elements that a gradient is made from, such as a parameter's, have changed since the forward pass, or
- * if the loss was made by a mean (ga_mean or a GA_REDUCTION_MEAN) and the option says sum. The window is then as
- * it was. The exception is OUT_OF_MEMORY in the middle of backward: gradients are added in place, so the window
- * is broken until ga_zero().
+ * parameter or on one of no or of another accumulator; NON_FINITE if the loss is, where isolated mode does not drop
+ * it; STATE if the graph is used up, if elements that a gradient is made from, such as a parameter's, have changed
+ * since the forward pass, if the loss was made by a mean (ga_mean or a GA_REDUCTION_MEAN) and the option says sum, or
+ * if the weight of a mean is to come later than its commit. The window is then as it was. The exception is what fails
+ * in the middle of backward, as by OUT_OF_MEMORY: the window is broken until ga_zero(), or in isolated mode the
+ * micro-batch until it is aborted. In isolated mode also the errors of ga_micro_batch_commit.
  */
 ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, double weight);
 
@@ -700,39 +745,131 @@ ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, doub
  * Adds gradients that the caller computed, one contiguous array per parameter in the optimizer's order.
  * gradients[i] NULL: nothing for that parameter. dtype: of all arrays, a floating type. loss is for the
  * report. Gradients and loss are sums over the weight, or means where the option says so.
+ * weight: as in ga_accumulate.
  * Errors: INVALID_ARGUMENT for a bad weight or a count that is not the optimizer's; DTYPE; NON_FINITE if the
- * loss is.
+ * loss is, where isolated mode does not drop it; STATE as in ga_accumulate.
  */
 ga_status ga_accumulate_gradients(ga_accumulator *accumulator, const void *const *gradients, int64_t count,
                                   int32_t dtype, double loss, double weight);
 
-/* 1 once the window has accumulation_steps micro-batches, else 0. A step may be taken earlier. */
+/*
+ * Begins a micro-batch: all that is accumulated until its commit belongs to it and counts as one. Without this, each
+ * call of ga_accumulate is a micro-batch. Micro-batches are numbered from 0 in each window, aborted ones included.
+ * Errors: STATE if one is open.
+ */
+ga_status ga_micro_batch_begin(ga_accumulator *accumulator);
+
+/*
+ * Ends the open micro-batch, which then counts. In isolated mode this adds its gradients to the window, or drops it if
+ * they or a loss are not finite.
+ * Errors: STATE if none is open, if nothing was accumulated in it, or if the weight of a mean is missing: it stays
+ * open; NON_FINITE where the policy or max_consecutive_skips says so: it was dropped.
+ */
+ga_status ga_micro_batch_commit(ga_accumulator *accumulator);
+
+/*
+ * Takes the open micro-batch back: the window is as it was before. Errors: STATE if none is open, or if something was
+ * added in place, where isolated is 0: it stays open, to be committed or dropped with the window by ga_zero.
+ */
+ga_status ga_micro_batch_abort(ga_accumulator *accumulator);
+
+/*
+ * Gives a micro-batch the weight that was GA_WEIGHT_LATER when it was accumulated, before the step. Where losses are
+ * means, it is given before the commit, in isolated mode.
+ * Errors: INDEX if the window has no micro-batch of this number; STATE if it has its weight or was aborted;
+ * INVALID_ARGUMENT for a bad weight.
+ */
+ga_status ga_micro_batch_set_weight(ga_accumulator *accumulator, int64_t micro_batch, double weight);
+
+/*
+ * 1 once the window has accumulation_steps micro-batches, else 0. A step may be taken earlier, and more may be
+ * accumulated: the divisor is the weight that went in.
+ */
 ga_status ga_step_due(const ga_accumulator *accumulator, int32_t *out);
 
-/* Why a step did, or did not, change the parameters. */
+/* What became of a window, and why a step did, or did not, change the parameters. */
 #define GA_STEP_APPLIED 0
 #define GA_STEP_SKIPPED_NON_FINITE 1 /* a gradient held a NaN or infinity, or their mean is beyond float32  */
 #define GA_STEP_SKIPPED_ZERO_WEIGHT 2 /* the total weight was 0: nothing was changed                       */
+#define GA_STEP_SKIPPED_OUTLIER 3    /* the loss or the norm stood out: nothing was changed               */
+#define GA_STEP_PENDING 4            /* the window goes on: ga_window_report, GA_TAIL_CARRY               */
+#define GA_STEP_DROPPED 5            /* the data ended, and the window was dropped: GA_TAIL_DROP          */
+#define GA_STEP_EMPTY 6              /* the data ended, and there was nothing in the window               */
+#define GA_MICRO_BATCH_NON_FINITE 7  /* a micro-batch is dropped: only a ga_skip_fn sees this             */
 
 typedef struct ga_report {
     uint32_t struct_size;
     int32_t outcome;       /* one of GA_STEP_...                                                          */
     double loss;           /* mean over the window, by weight                                             */
     double weight;         /* total of the window                                                         */
-    int64_t micro_batches; /* in the window                                                               */
-    double gradient_norm;  /* global 2-norm of the mean gradient, before clipping                         */
+    int64_t micro_batches; /* in the window, without those that were aborted                              */
+    double gradient_norm;  /* global 2-norm of what the update is made of, before clipping                */
     double clip_factor;    /* the norm after clipping over the norm before: 1 if nothing was clipped       */
     double learning_rate;  /* of this update                                                              */
     int64_t update_count;  /* applied updates so far                                                      */
+    int64_t aborted_micro_batches; /* or dropped, in isolated mode                                        */
+    int64_t accumulation_steps;    /* of this window                                                      */
+    double loss_scale;             /* what losses were multiplied by before backward                      */
+    double loss_z_score;           /* standard deviations above the mean; 0 where not looked at, or not   */
+    double gradient_norm_z_score;  /* yet                                                                 */
+    int64_t consecutive_skips;     /* of windows in a row, this one included, as not finite or an outlier */
+    int64_t non_finite_parameter;   /* the first with a NaN or an infinity; -1: none, or it was the loss  */
+    int64_t non_finite_micro_batch; /* where that came in; -1: none, or not known                         */
+    int64_t accumulator_bytes;     /* sums of gradients, and of one micro-batch in isolated mode          */
+    int64_t tensor_bytes;          /* of all tensors of the process, these among them                     */
+    double forward_backward_seconds; /* from each loss's first recorded operation to the end of its       */
+                                     /* backward, or of the micro-batch that was begun and committed      */
+    double step_seconds;
 } ga_report;
-#define GA_REPORT_INIT { sizeof(ga_report), 0, 0.0, 0.0, 0, 0.0, 0.0, 0.0, 0 }
+#define GA_REPORT_INIT { sizeof(ga_report), 0, 0.0, 0.0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0.0, \
+                         0.0 }
 
 /*
  * Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
- * report: filled in, or NULL. A window that is not finite or weighs nothing is dropped, changes nothing else
- * and is no error: outcome says so. Errors: STATE if the window is empty; those of a ga_update_fn.
+ * report: filled in, or NULL. A window that is not finite, is an outlier or weighs nothing is dropped, changes nothing
+ * else and is no error: outcome says so.
+ * Errors: STATE if the window is empty, a micro-batch is open, or a weight is missing: it stays as it is; NON_FINITE
+ * or OUTLIER where a policy or max_consecutive_skips says so, and those of a ga_update_fn: it was dropped.
  */
 ga_status ga_step(ga_accumulator *accumulator, ga_report *report);
+
+/* Reports what the window holds so far; outcome is GA_STEP_PENDING. Weights to come are not in it. */
+ga_status ga_window_report(const ga_accumulator *accumulator, ga_report *report);
+
+/* What to do about a window, or in isolated mode a micro-batch, that would be skipped. */
+#define GA_DECISION_SKIP 0  /* it is dropped, and the report says so                                       */
+#define GA_DECISION_RAISE 1 /* it is dropped, and the call is GA_ERROR_NON_FINITE or GA_ERROR_OUTLIER     */
+#define GA_DECISION_APPLY 2 /* the update is made nonetheless: only for GA_STEP_SKIPPED_OUTLIER           */
+
+/*
+ * Returns one of GA_DECISION_... for what report says: GA_STEP_SKIPPED_NON_FINITE, GA_STEP_SKIPPED_OUTLIER or
+ * GA_MICRO_BATCH_NON_FINITE. A call from it that would change the accumulator is GA_ERROR_STATE.
+ */
+typedef int32_t (*ga_skip_fn)(const ga_report *report, void *user);
+
+/*
+ * Lets decide choose, in place of on_non_finite and of the skip of outliers; NULL ends that. decide and user are used
+ * until then, or until the accumulator is freed.
+ */
+ga_status ga_accumulator_set_skip_handler(ga_accumulator *accumulator, ga_skip_fn decide, void *user);
+
+/* What becomes of a window when the data ends. */
+#define GA_TAIL_STEP 0  /* it is stepped, divided by the weight that went in, however short it is           */
+#define GA_TAIL_CARRY 1 /* it stays, and what comes next is added to it                                   */
+#define GA_TAIL_DROP 2  /* it is dropped                                                                  */
+
+/*
+ * Says that data begins, such as an epoch. Errors: STATE if the window holds micro-batches of earlier data that
+ * ga_data_end did not carry over: they would go into the next update unnoticed.
+ */
+ga_status ga_data_begin(ga_accumulator *accumulator);
+
+/*
+ * Says that the data ends, and with tail what becomes of a window that was not stepped.
+ * report: filled in with the step or with what the window held, or NULL. An empty window is no error.
+ * Errors: those of ga_step; GA_TAIL_DROP has none of them.
+ */
+ga_status ga_data_end(ga_accumulator *accumulator, int32_t tail, ga_report *report);
 
 /*
  * Writes the 2-norm of each parameter's mean gradient in the window of the last step, before clipping, in the
@@ -741,10 +878,10 @@ ga_status ga_step(ga_accumulator *accumulator, ga_report *report);
  */
 ga_status ga_gradient_norms(const ga_accumulator *accumulator, double *out, int64_t count);
 
-/* Drops what was accumulated; parameters, optimizer state and counters stay as they are. */
+/* Drops what was accumulated, an open micro-batch included; parameters, optimizer state and counters stay. */
 ga_status ga_zero(ga_accumulator *accumulator);
 
-/* A copy of the accumulated sum of parameter index, in the optimizer's order. Errors: INDEX. */
+/* A copy of the accumulated sum of parameter index, in the optimizer's order, of what was committed. Errors: INDEX. */
 ga_status ga_accumulated_gradient(ga_tensor **out, const ga_accumulator *accumulator, int64_t index);
 
 #ifdef __cplusplus

@@ -11,6 +11,7 @@ public struct GAError: Error, Equatable, CustomStringConvertible {
         case nonFinite = -8
         case unsupported = -9
         case `internal` = -10
+        case outlier = -11
     }
 
     public let kind: Kind

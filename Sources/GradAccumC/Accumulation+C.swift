@@ -8,31 +8,63 @@ public func ga_accumulator_create(
 ) -> ga_status {
     guarded { () throws(GAError) in
         let out = try required(out, "out")
+        let defaults = Accumulator.Options()
         let chosen = try options(
             given,
             or: ga_accumulator_options(
                 struct_size: 0, loss_reduction: GA_REDUCTION_SUM, accumulation_steps: 1, max_grad_norm: 0,
-                max_grad_value: 0, agc_clipping: 0, agc_eps: 1e-3),
+                max_grad_value: 0, agc_clipping: 0, agc_eps: defaults.agcEps, isolated: 0,
+                normalization: GA_NORMALIZATION_WEIGHT, on_non_finite: GA_ON_NON_FINITE_SKIP, reserved: 0,
+                max_consecutive_skips: 0, max_loss_z_score: 0, max_norm_z_score: 0,
+                outlier_warmup: Int64(defaults.outlierWarmup)),
             firstVersion: 24)
-        let steps = Int(chosen.accumulation_steps)
         let accumulator = try Accumulator(
             try optimizer(optimizerHandle),
             Accumulator.Options(
-                lossReduction: try constant(chosen.loss_reduction, "loss_reduction"), accumulationSteps: steps,
+                lossReduction: try constant(chosen.loss_reduction, "loss_reduction"),
+                accumulationSteps: Int(chosen.accumulation_steps),
                 maxGradNorm: unlessZero(chosen.max_grad_norm), maxGradValue: unlessZero(chosen.max_grad_value),
-                agcClipping: unlessZero(chosen.agc_clipping), agcEps: chosen.agc_eps))
+                agcClipping: unlessZero(chosen.agc_clipping), agcEps: chosen.agc_eps,
+                isIsolated: try flag(chosen.isolated, "isolated"),
+                normalization: try constant(chosen.normalization, "normalization"),
+                onNonFinite: try constant(chosen.on_non_finite, "on_non_finite"),
+                maxConsecutiveSkips: chosen.max_consecutive_skips == 0 ? nil : Int(chosen.max_consecutive_skips),
+                maxLossZScore: unlessZero(chosen.max_loss_z_score), maxNormZScore: unlessZero(chosen.max_norm_z_score),
+                outlierWarmup: Int(chosen.outlier_warmup)))
         out.pointee = try HandleTable.shared.insert(accumulator, .accumulator)
     }
 }
 
 @_cdecl("ga_accumulator_free") @implementation
 public func ga_accumulator_free(_ accumulator: OpaquePointer!) {
-    freeHandle(accumulator, .accumulator)
+    freeHandle(accumulator, .accumulator) { object in
+        guard let report = (object as? Accumulator)?.windowReport(), report.microBatches > 0 else { return nil }
+        return
+            "accumulator_free: \(report.microBatches) micro-batches were in the window and are lost: settle them before, with "
+            + "step, data_end or zero"
+    }
+}
+
+@_cdecl("ga_accumulator_set_accumulation_steps") @implementation
+public func ga_accumulator_set_accumulation_steps(_ handle: OpaquePointer!, _ accumulation_steps: Int64) -> ga_status {
+    guarded { () throws(GAError) in try accumulator(handle).setAccumulationSteps(Int(accumulation_steps)) }
+}
+
+@_cdecl("ga_accumulator_accumulation_steps") @implementation
+public func ga_accumulator_accumulation_steps(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<Int64>!)
+    -> ga_status
+{
+    guarded { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        try required(out, "out").pointee = Int64(accumulator.accumulationSteps)
+    }
 }
 
 @_cdecl("ga_accumulate") @implementation
 public func ga_accumulate(_ handle: OpaquePointer!, _ loss: OpaquePointer!, _ weight: Double) -> ga_status {
-    guarded { () throws(GAError) in try accumulator(handle).accumulate(tensor(loss, "loss"), weight: weight) }
+    guarded { () throws(GAError) in
+        try accumulator(handle).accumulate(tensor(loss, "loss"), weight: unlessLater(weight))
+    }
 }
 
 @_cdecl("ga_accumulate_gradients") @implementation
@@ -44,8 +76,28 @@ public func ga_accumulate_gradients(
         let accumulator = try accumulator(handle)
         let type: DType = try constant(dtype, "dtype")
         try accumulator.accumulate(
-            gradients: Array(try array(gradients, count, "gradients")), type, loss: loss, weight: weight)
+            gradients: Array(try array(gradients, count, "gradients")), type, loss: loss, weight: unlessLater(weight))
     }
+}
+
+@_cdecl("ga_micro_batch_begin") @implementation
+public func ga_micro_batch_begin(_ handle: OpaquePointer!) -> ga_status {
+    guarded { () throws(GAError) in try accumulator(handle).beginMicroBatch() }
+}
+
+@_cdecl("ga_micro_batch_commit") @implementation
+public func ga_micro_batch_commit(_ handle: OpaquePointer!) -> ga_status {
+    guarded { () throws(GAError) in try accumulator(handle).commitMicroBatch() }
+}
+
+@_cdecl("ga_micro_batch_abort") @implementation
+public func ga_micro_batch_abort(_ handle: OpaquePointer!) -> ga_status {
+    guarded { () throws(GAError) in try accumulator(handle).abortMicroBatch() }
+}
+
+@_cdecl("ga_micro_batch_set_weight") @implementation
+public func ga_micro_batch_set_weight(_ handle: OpaquePointer!, _ micro_batch: Int64, _ weight: Double) -> ga_status {
+    guarded { () throws(GAError) in try accumulator(handle).setWeight(weight, ofMicroBatch: Int(micro_batch)) }
 }
 
 @_cdecl("ga_step_due") @implementation
@@ -58,18 +110,48 @@ public func ga_step_due(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<In
 
 @_cdecl("ga_step") @implementation
 public func ga_step(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<ga_report>!) -> ga_status {
+    reporting(out) { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        return { () throws(GAError) in try accumulator.step() }
+    }
+}
+
+@_cdecl("ga_window_report") @implementation
+public func ga_window_report(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<ga_report>!) -> ga_status {
     guarded { () throws(GAError) in
         let accumulator = try accumulator(handle)
-        if let out { _ = try structSize(UnsafeRawPointer(out), of: ga_report.self, "report", zeroTail: false) }
-        let report = try accumulator.step()
-        guard let out else { return }
-        try store(
-            ga_report(
-                struct_size: 0, outcome: report.outcome.rawValue, loss: report.loss, weight: report.weight,
-                micro_batches: Int64(report.microBatches), gradient_norm: report.gradientNorm,
-                clip_factor: report.clipFactor, learning_rate: report.learningRate,
-                update_count: Int64(report.updateCount)),
-            to: out)
+        try store(ga_report(accumulator.windowReport()), to: required(out, "report"), firstVersion: firstReport)
+    }
+}
+
+@_cdecl("ga_accumulator_set_skip_handler") @implementation
+public func ga_accumulator_set_skip_handler(
+    _ handle: OpaquePointer!, _ decide: ga_skip_fn!, _ user: UnsafeMutableRawPointer!
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        guard let decide else {
+            accumulator.skipHandler = nil
+            return
+        }
+        accumulator.skipHandler = { (report) throws(GAError) in
+            var report = ga_report(report)
+            return try constant(decide(&report, user), "what the skip handler returned")
+        }
+    }
+}
+
+@_cdecl("ga_data_begin") @implementation
+public func ga_data_begin(_ handle: OpaquePointer!) -> ga_status {
+    guarded { () throws(GAError) in try accumulator(handle).beginData() }
+}
+
+@_cdecl("ga_data_end") @implementation
+public func ga_data_end(_ handle: OpaquePointer!, _ tail: Int32, _ out: UnsafeMutablePointer<ga_report>!) -> ga_status {
+    reporting(out) { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        let tail: Accumulator.Tail = try constant(tail, "tail")
+        return { () throws(GAError) in try accumulator.endData(tail) }
     }
 }
 
@@ -101,6 +183,44 @@ public func ga_accumulated_gradient(
 ) -> ga_status {
     making(out) { () throws(GAError) in try accumulator(handle).accumulatedGradient(Int(index)) }
 }
+
+/// Runs the call that `prepare` has checked the arguments of, and writes its report unless `out` is NULL.
+private func reporting(
+    _ out: UnsafeMutablePointer<ga_report>?, _ prepare: () throws(GAError) -> () throws(GAError) -> WindowReport
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let call = try prepare()
+        if let out {
+            _ = try structSize(
+                UnsafeRawPointer(out), of: ga_report.self, firstVersion: firstReport, "report", zeroTail: false)
+        }
+        let report = try call()
+        if let out { try store(ga_report(report), to: out, firstVersion: firstReport) }
+    }
+}
+
+/// The size of the first version of a report.
+private let firstReport = 64
+
+extension ga_report {
+    fileprivate init(_ report: WindowReport) {
+        self.init(
+            struct_size: UInt32(MemoryLayout<ga_report>.size), outcome: report.outcome.rawValue, loss: report.loss,
+            weight: report.weight, micro_batches: Int64(report.microBatches), gradient_norm: report.gradientNorm,
+            clip_factor: report.clipFactor, learning_rate: report.learningRate, update_count: Int64(report.updateCount),
+            aborted_micro_batches: Int64(report.abortedMicroBatches),
+            accumulation_steps: Int64(report.accumulationSteps), loss_scale: report.lossScale,
+            loss_z_score: report.lossZScore, gradient_norm_z_score: report.gradientNormZScore,
+            consecutive_skips: Int64(report.consecutiveSkips),
+            non_finite_parameter: Int64(report.firstNonFinite?.parameter ?? -1),
+            non_finite_micro_batch: Int64(report.firstNonFinite?.microBatch ?? -1),
+            accumulator_bytes: Int64(report.cost.accumulatorBytes), tensor_bytes: Int64(report.cost.tensorBytes),
+            forward_backward_seconds: report.cost.forwardBackwardSeconds, step_seconds: report.cost.stepSeconds)
+    }
+}
+
+/// A weight that is not to come later.
+private func unlessLater(_ weight: Double) -> Double? { weight == GA_WEIGHT_LATER ? nil : weight }
 
 /// An option that 0 turns off.
 private func unlessZero(_ value: Double) -> Double? { value == 0 ? nil : value }

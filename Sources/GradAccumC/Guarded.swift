@@ -20,11 +20,15 @@ func guarded(_ body: () throws(GAError) -> Void) -> ga_status {
 }
 
 /// Forgets a handle, if it is one; its object goes in the library's floating-point mode, as do the caller's callbacks.
-func freeHandle(_ handle: OpaquePointer?, _ kind: HandleKind) {
+///
+/// A sentence of `loss`, about what goes with the object, becomes this thread's.
+func freeHandle(_ handle: OpaquePointer?, _ kind: HandleKind, loss: (AnyObject) -> String? = { _ in nil }) {
     guard let handle else { return }
     let mode = shims_enter_compute()
     defer { shims_leave_compute(mode) }
-    _ = HandleTable.shared.remove(handle, kind)
+    if let object = HandleTable.shared.remove(handle, kind), let loss = loss(object) {
+        loss.withCString { shims_set_error($0) }
+    }
 }
 
 /// Runs a body that makes a tensor, and hands a handle for it to the caller and to the open scope.

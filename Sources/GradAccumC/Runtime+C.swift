@@ -26,6 +26,7 @@ public func ga_status_name(_ status: ga_status) -> UnsafePointer<CChar>! {
     case GA_ERROR_NON_FINITE: cString("GA_ERROR_NON_FINITE")
     case GA_ERROR_UNSUPPORTED: cString("GA_ERROR_UNSUPPORTED")
     case GA_ERROR_INTERNAL: cString("GA_ERROR_INTERNAL")
+    case GA_ERROR_OUTLIER: cString("GA_ERROR_OUTLIER")
     default: cString("unknown status")
     }
 }

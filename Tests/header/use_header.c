@@ -150,7 +150,7 @@ int main(void) {
     EXPECT(custom.learning_rate == 1e-3 && offsetof(ga_custom_options, learning_rate) == 8);
     EXPECT(custom.slot_count == 0 && offsetof(ga_custom_options, slot_count) == 16);
 
-    EXPECT(window.struct_size == sizeof window && sizeof window == 48);
+    EXPECT(window.struct_size == sizeof window && sizeof window == 96);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);
     EXPECT(offsetof(ga_accumulator_options, loss_reduction) == 4);
     EXPECT(window.accumulation_steps == 1 && offsetof(ga_accumulator_options, accumulation_steps) == 8);
@@ -158,13 +158,26 @@ int main(void) {
     EXPECT(window.max_grad_value == 0.0 && offsetof(ga_accumulator_options, max_grad_value) == 24);
     EXPECT(window.agc_clipping == 0.0 && offsetof(ga_accumulator_options, agc_clipping) == 32);
     EXPECT(window.agc_eps == 1e-3 && offsetof(ga_accumulator_options, agc_eps) == 40);
+    EXPECT(window.isolated == 0 && offsetof(ga_accumulator_options, isolated) == 48);
+    EXPECT(window.normalization == GA_NORMALIZATION_WEIGHT && offsetof(ga_accumulator_options, normalization) == 52);
+    EXPECT(window.on_non_finite == GA_ON_NON_FINITE_SKIP && offsetof(ga_accumulator_options, on_non_finite) == 56);
+    EXPECT(offsetof(ga_accumulator_options, max_consecutive_skips) == 64);
+    EXPECT(window.max_loss_z_score == 0.0 && offsetof(ga_accumulator_options, max_loss_z_score) == 72);
+    EXPECT(window.max_norm_z_score == 0.0 && offsetof(ga_accumulator_options, max_norm_z_score) == 80);
+    EXPECT(window.outlier_warmup == 32 && offsetof(ga_accumulator_options, outlier_warmup) == 88);
 
-    EXPECT(report.struct_size == sizeof report && sizeof report == 64);
+    EXPECT(report.struct_size == sizeof report && sizeof report == 160);
     EXPECT(report.outcome == GA_STEP_APPLIED && offsetof(ga_report, outcome) == 4);
     EXPECT(offsetof(ga_report, loss) == 8 && offsetof(ga_report, weight) == 16);
     EXPECT(offsetof(ga_report, micro_batches) == 24 && offsetof(ga_report, gradient_norm) == 32);
     EXPECT(offsetof(ga_report, clip_factor) == 40 && offsetof(ga_report, learning_rate) == 48);
     EXPECT(offsetof(ga_report, update_count) == 56);
+    EXPECT(offsetof(ga_report, aborted_micro_batches) == 64 && offsetof(ga_report, accumulation_steps) == 72);
+    EXPECT(offsetof(ga_report, loss_scale) == 80 && offsetof(ga_report, loss_z_score) == 88);
+    EXPECT(offsetof(ga_report, gradient_norm_z_score) == 96 && offsetof(ga_report, consecutive_skips) == 104);
+    EXPECT(offsetof(ga_report, non_finite_parameter) == 112 && offsetof(ga_report, non_finite_micro_batch) == 120);
+    EXPECT(offsetof(ga_report, accumulator_bytes) == 128 && offsetof(ga_report, tensor_bytes) == 136);
+    EXPECT(offsetof(ga_report, forward_backward_seconds) == 144 && offsetof(ga_report, step_seconds) == 152);
 
     EXPECT(GA_NO_IGNORE_INDEX < 0 && GA_NO_IGNORE_INDEX - 0 == -9223372036854775807 - 1);
     return failures == 0 ? 0 : 1;

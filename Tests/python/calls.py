@@ -115,8 +115,23 @@ class World:
         ok(raw.ga_step(self.filled_window(), None))
         return self.accumulator
 
+    def emptied(self) -> int:
+        ok(raw.ga_zero(self.accumulator))
+        return self.accumulator
+
+    def open_micro_batch(self, filled: bool) -> int:
+        ok(raw.ga_micro_batch_begin(self.emptied()))
+        if filled:
+            ok(raw.ga_accumulate(self.accumulator, self.loss(), 2.0))
+        return self.accumulator
+
+    def without_weight(self) -> int:
+        ok(raw.ga_accumulate(self.emptied(), self.loss(), _ffi.WEIGHT_LATER))
+        return self.accumulator
+
     def check(self) -> None:
         """Everything of this world still works: a whole window, on any state that it was left in."""
+        ok(raw.ga_zero(self.accumulator))
         ok(raw.ga_accumulate(self.accumulator, self.loss(), 2.0))
         report = _ffi.Report()
         ok(raw.ga_step(self.accumulator, report))
@@ -146,6 +161,11 @@ def descend(parameter: Any, gradient: Any, slots: Any, count: int, update: Any, 
     for i in range(count):
         parameter[i] -= update[0].learning_rate * update[0].gradient_scale * gradient[i]
     return 0
+
+
+@_ffi.SkipFn
+def skipping(report: Any, user: Any) -> int:
+    return _ffi.DECISION_SKIP
 
 
 Arguments = Callable[[World], list]
@@ -246,10 +266,20 @@ VALID: dict[str, Arguments] = {
     "ga_split_by_tokens": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), sizes(3, 4, 1, 5), 4, 6, 0],
     "ga_accumulator_create": lambda w: [out(), w.free_optimizer, _ffi.AccumulatorOptions()],
     "ga_accumulator_free": lambda w: [made(raw.ga_accumulator_create, optimizer([leaf(np.ones(2))]), None)],
+    "ga_accumulator_set_accumulation_steps": lambda w: [w.accumulator, 3],
+    "ga_accumulator_accumulation_steps": lambda w: [w.accumulator, patterned(c_int64)],
     "ga_accumulate": lambda w: [w.accumulator, w.loss(), 2.0],
     "ga_accumulate_gradients": lambda w: [w.accumulator, w.gradient_pointers(), 2, F32, 1.0, 2.0],
+    "ga_micro_batch_begin": lambda w: [w.emptied()],
+    "ga_micro_batch_commit": lambda w: [w.open_micro_batch(filled=True)],
+    "ga_micro_batch_abort": lambda w: [w.open_micro_batch(filled=False)],
+    "ga_micro_batch_set_weight": lambda w: [w.without_weight(), 0, 2.0],
     "ga_step_due": lambda w: [w.accumulator, patterned(c_int32)],
     "ga_step": lambda w: [w.filled_window(), _ffi.Report()],
+    "ga_window_report": lambda w: [w.filled_window(), _ffi.Report()],
+    "ga_accumulator_set_skip_handler": lambda w: [w.accumulator, skipping, None],
+    "ga_data_begin": lambda w: [w.emptied()],
+    "ga_data_end": lambda w: [w.filled_window(), _ffi.TAIL_STEP, _ffi.Report()],
     "ga_gradient_norms": lambda w: [w.stepped(), patterned(c_double * 2), 2],
     "ga_zero": lambda w: [w.accumulator],
     "ga_accumulated_gradient": lambda w: [out(), w.filled_window(), 0],
@@ -284,6 +314,9 @@ NULLABLE = {
     ("ga_split_by_tokens", "boundaries"),
     ("ga_accumulator_create", "options"),
     ("ga_step", "report"),
+    ("ga_data_end", "report"),
+    ("ga_accumulator_set_skip_handler", "decide"),
+    ("ga_accumulator_set_skip_handler", "user"),
 }
 FREEING = ("ga_tensor_free", "ga_optimizer_free", "ga_accumulator_free")
 

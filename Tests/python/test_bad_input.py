@@ -72,9 +72,11 @@ STRUCTS = [
     ("ga_custom_create", 6, _ffi.CustomOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),
+    ("ga_window_report", 1, _ffi.Report),
+    ("ga_data_end", 2, _ffi.Report),
 ]
 # Of the structs that have grown, the size that they had at first.
-FIRST_SIZES = {_ffi.AccumulatorOptions: 24}
+FIRST_SIZES = {_ffi.AccumulatorOptions: 24, _ffi.Report: 64}
 OPTIONS = [x for x in STRUCTS if x[2].__name__.endswith("Options")]
 
 
@@ -142,16 +144,29 @@ def test_options_of_an_older_header_keep_the_defaults_of_what_they_lack():
 
 @in_child
 def test_report_and_memory_of_a_newer_header_are_filled_in():
-    w = World()
     for function, at, struct in STRUCTS:
         if (function, at, struct) in OPTIONS:
             continue
-        arguments = VALID[function](w)
+        arguments = VALID[function](World())
         newer = grown(struct, bytes(16))
         arguments[at] = pointer_to(newer, struct)
         ok(getattr(raw, function)(*arguments))
         assert newer.struct_size == ctypes.sizeof(newer)
-    assert newer.weight == 2.0 and newer.update_count == 1
+        if struct is _ffi.Report:
+            assert newer.weight == 2.0 and newer.update_count == (function != "ga_window_report")
+            assert newer.accumulator_bytes > 0
+
+
+@in_child
+def test_report_of_an_older_header_is_filled_in_up_to_its_end():
+    for function, at in (("ga_step", 1), ("ga_window_report", 1), ("ga_data_end", 2)):
+        arguments = VALID[function](World())
+        older = _ffi.Report(aborted_micro_batches=-77, step_seconds=-77.0)
+        older.struct_size = FIRST_SIZES[_ffi.Report]
+        arguments[at] = older
+        ok(getattr(raw, function)(*arguments))
+        assert (older.micro_batches, older.weight, older.struct_size) == (1, 2.0, FIRST_SIZES[_ffi.Report])
+        assert (older.aborted_micro_batches, older.step_seconds) == (-77, -77.0)
 
 
 # ====== What a refused call leaves behind ======

@@ -51,6 +51,7 @@ SCALARS = {
     "ga_release_fn": _ffi.ReleaseFn,
     "ga_block_fn": _ffi.BlockFn,
     "ga_update_fn": _ffi.UpdateFn,
+    "ga_skip_fn": _ffi.SkipFn,
 }
 CALLBACKS = {
     "void (*)(void * data, void * user)": _ffi.WrapReleaseFn,
@@ -129,7 +130,7 @@ def test_exceptions_are_those_of_the_statuses():
         assert errors.BY_STATUS[status].__name__ == expected
         assert _ffi.lib.ga_status_name(status).decode() == name
     assert _ffi.lib.ga_status_name(0) == b"GA_OK"
-    for unknown in (1, -11, -(2**31), 2**31 - 1):
+    for unknown in (1, -12, -(2**31), 2**31 - 1):
         assert _ffi.lib.ga_status_name(unknown)  # never NULL
 
 

@@ -78,6 +78,22 @@ final class LeafGradient {
         return squares ?? Runtime.kernels.sum_of_squares(sum, Int64(count))
     }
 
+    /// The sum of the squares of the elements `start ..< start + count` of all places, each for itself: finite if and only
+    /// if they are.
+    func sumOfSquares(from start: Int, count: Int) -> Double {
+        var squares = 0.0
+        for buffer in dense where !buffer.isEmpty {
+            squares += Runtime.kernels.sum_of_squares(buffer.tensor.floats + start, Int64(count))
+        }
+        for rows in rows { squares += rows.sumOfSquares(from: start, count: count) }
+        return squares
+    }
+
+    /// Of the memory of all places.
+    var byteCount: Int {
+        dense.reduce(0) { $0 + $1.tensor.byteCount } + rows.reduce(0) { $0 + $1.byteCount }
+    }
+
     /// The sum of all places as a new tensor, in the order of ``fold(from:count:)``.
     func sum(shape: [Int]) throws(GAError) -> Tensor {
         let sum = try Tensor.zeros(shape)

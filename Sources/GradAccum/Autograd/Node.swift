@@ -12,6 +12,8 @@ final class Node {
     let operation: StaticString
     /// The order of recording, which is an order of computation.
     let sequence: UInt64
+    /// When the first operation of the graph behind this one was recorded, in nanoseconds of ``Monotonic``.
+    let start: UInt64
     /// Of the output.
     let layout: Layout
     /// Whether the output is a mean over samples, which must not be mistaken for a sum.
@@ -40,6 +42,10 @@ final class Node {
     ) {
         self.operation = operation
         self.inputs = inputs.map { Edge(to: $0) }
+        // The clock is read where a graph begins only.
+        var first = UInt64.max
+        for case let node? in self.inputs.lazy.map(\.node) where node.start < first { first = node.start }
+        start = first == .max ? Monotonic.now() : first
         self.operands = operands
         self.isMean = isMean
         self.remaking = remaking

@@ -87,6 +87,23 @@ final class RowGradients {
         return found
     }
 
+    /// The sum of the squares of what there is of the elements `start ..< start + size` of the leaf.
+    func sumOfSquares(from start: Int, count size: Int) -> Double {
+        guard !isEmpty && size > 0 else { return 0 }
+        var squares = 0.0
+        let end = start + size
+        for row in (start / columns)...((end - 1) / columns) {
+            guard let slot = slot(of: row, below: count) else { continue }
+            let first = max(start, row * columns)
+            let last = min(end, (row + 1) * columns)
+            squares += Runtime.kernels.sum_of_squares(address(slot) + (first - row * columns), Int64(last - first))
+        }
+        return squares
+    }
+
+    /// Of the memory that it keeps.
+    var byteCount: Int { chunks.reduce(index.byteCount) { $0 + $1.byteCount } }
+
     private func slot(of row: Int, below used: Int) -> Int? {
         let slot = Int(slotOfRow[row])
         return slot < used && Int(rowOfSlot[slot]) == row ? slot : nil

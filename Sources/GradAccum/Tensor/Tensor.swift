@@ -135,6 +135,8 @@ public final class Tensor {
     /// The product of the sizes.
     public var elementCount: Int { layout.elementCount }
     var rank: Int { layout.shape.count }
+    /// Of the elements.
+    var byteCount: Int { elementCount * dtype.byteCount }
     var isContiguous: Bool { layout.isContiguous }
     var address: UnsafeMutableRawPointer { storage.address + offset * dtype.byteCount }
     var floats: UnsafeMutablePointer<Float> { address.assumingMemoryBound(to: Float.self) }

@@ -12,7 +12,7 @@ One update from micro-batches of any size:
     report = accumulator.step()
 """
 
-from .accumulator import Accumulator, Outcome, Report
+from .accumulator import Accumulator, Decision, MicroBatch, Outcome, Report
 from .checkpointing import checkpoint
 from .custom import CustomOptimizer, Update
 from .errors import (
@@ -23,6 +23,7 @@ from .errors import (
     GAInvalidArgumentError,
     GALibraryError,
     GANonFiniteError,
+    GAOutlierError,
     GAOutOfMemoryError,
     GAOverflowError,
     GAShapeError,
@@ -92,9 +93,11 @@ __all__ = [
     "AdamW",
     "AdamW8bit",
     "CustomOptimizer",
+    "Decision",
     "LAMB",
     "LARS",
     "Lion",
+    "MicroBatch",
     "Muon",
     "NAdam",
     "Optimizer",

@@ -40,7 +40,13 @@ GELU_ERF, GELU_TANH = 0, 1
 REDUCTION_SUM, REDUCTION_MEAN = 0, 1
 NO_IGNORE_INDEX = -(2**63)
 MUON_ORIGINAL, MUON_MATCH_RMS_ADAMW, MUON_SPECTRAL_UNCLAMPED = 0, 1, 2
-STEP_APPLIED, STEP_SKIPPED_NON_FINITE, STEP_SKIPPED_ZERO_WEIGHT = 0, 1, 2
+NORMALIZATION_WEIGHT, NORMALIZATION_SUM = 0, 1
+ON_NON_FINITE_SKIP, ON_NON_FINITE_RAISE = 0, 1
+WEIGHT_LATER = -1e300
+STEP_APPLIED, STEP_SKIPPED_NON_FINITE, STEP_SKIPPED_ZERO_WEIGHT, STEP_SKIPPED_OUTLIER = 0, 1, 2, 3
+STEP_PENDING, STEP_DROPPED, STEP_EMPTY, MICRO_BATCH_NON_FINITE = 4, 5, 6, 7
+DECISION_SKIP, DECISION_RAISE, DECISION_APPLY = 0, 1, 2
+TAIL_STEP, TAIL_CARRY, TAIL_DROP = 0, 1, 2
 
 # ====== Structs: field for field those of the header ======
 
@@ -296,8 +302,16 @@ class AccumulatorOptions(_Sized):
         ("max_grad_value", c_double),
         ("agc_clipping", c_double),
         ("agc_eps", c_double),
+        ("isolated", c_int32),
+        ("normalization", c_int32),
+        ("on_non_finite", c_int32),
+        ("reserved", c_int32),
+        ("max_consecutive_skips", c_int64),
+        ("max_loss_z_score", c_double),
+        ("max_norm_z_score", c_double),
+        ("outlier_warmup", c_int64),
     ]
-    _defaults_ = (("accumulation_steps", 1), ("agc_eps", 1e-3))
+    _defaults_ = (("accumulation_steps", 1), ("agc_eps", 1e-3), ("outlier_warmup", 32))
 
 
 class Report(_Sized):
@@ -311,6 +325,18 @@ class Report(_Sized):
         ("clip_factor", c_double),
         ("learning_rate", c_double),
         ("update_count", c_int64),
+        ("aborted_micro_batches", c_int64),
+        ("accumulation_steps", c_int64),
+        ("loss_scale", c_double),
+        ("loss_z_score", c_double),
+        ("gradient_norm_z_score", c_double),
+        ("consecutive_skips", c_int64),
+        ("non_finite_parameter", c_int64),
+        ("non_finite_micro_batch", c_int64),
+        ("accumulator_bytes", c_int64),
+        ("tensor_bytes", c_int64),
+        ("forward_backward_seconds", c_double),
+        ("step_seconds", c_double),
     ]
 
 
@@ -330,6 +356,7 @@ UpdateFn = CFUNCTYPE(
     POINTER(Update),
     c_void_p,
 )
+SkipFn = CFUNCTYPE(c_int32, POINTER(Report), c_void_p)
 
 _handle = c_void_p  # a ga_tensor *, ga_scope *, ga_optimizer * or ga_accumulator *
 _handles = POINTER(c_void_p)  # an array of them, or the address that one is written to
@@ -438,10 +465,20 @@ PROTOTYPES: dict[str, Prototype] = {
     # Accumulation
     "ga_accumulator_create": (_Status, (_handles, _handle, POINTER(AccumulatorOptions))),
     "ga_accumulator_free": (None, (_handle,)),
+    "ga_accumulator_set_accumulation_steps": (_Status, (_handle, c_int64)),
+    "ga_accumulator_accumulation_steps": (_Status, (_handle, _int64s)),
     "ga_accumulate": (_Status, (_handle, _handle, c_double)),
     "ga_accumulate_gradients": (_Status, (_handle, _handles, c_int64, c_int32, c_double, c_double)),
+    "ga_micro_batch_begin": (_Status, (_handle,)),
+    "ga_micro_batch_commit": (_Status, (_handle,)),
+    "ga_micro_batch_abort": (_Status, (_handle,)),
+    "ga_micro_batch_set_weight": (_Status, (_handle, c_int64, c_double)),
     "ga_step_due": (_Status, (_handle, _int32s)),
     "ga_step": (_Status, (_handle, POINTER(Report))),
+    "ga_window_report": (_Status, (_handle, POINTER(Report))),
+    "ga_accumulator_set_skip_handler": (_Status, (_handle, SkipFn, c_void_p)),
+    "ga_data_begin": (_Status, (_handle,)),
+    "ga_data_end": (_Status, (_handle, c_int32, POINTER(Report))),
     "ga_gradient_norms": (_Status, (_handle, POINTER(c_double), c_int64)),
     "ga_zero": (_Status, (_handle,)),
     "ga_accumulated_gradient": (_Status, (_handles, _handle, c_int64)),

@@ -2,47 +2,170 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import warnings
 import weakref
-from collections.abc import Sequence
-from ctypes import POINTER, byref, c_double, c_int32, c_void_p
+from collections.abc import Callable, Iterator, Sequence
+from ctypes import POINTER, byref, c_double, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal
 
 import numpy as np
 
 from . import _ffi
 from ._ffi import lib
-from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAShapeError
+from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAOutOfMemoryError, GAShapeError, GAStateError
 from .ops import reduction_constant
 from .optim import Optimizer
 from .tensor import DType, Tensor, make, numpy_dtype_of
 
 
 class Outcome(enum.IntEnum):
-    """Why a step did, or did not, change the parameters."""
+    """What became of a window, and why a step did, or did not, change the parameters."""
 
     APPLIED = _ffi.STEP_APPLIED
     SKIPPED_NON_FINITE = _ffi.STEP_SKIPPED_NON_FINITE
     SKIPPED_ZERO_WEIGHT = _ffi.STEP_SKIPPED_ZERO_WEIGHT
+    SKIPPED_OUTLIER = _ffi.STEP_SKIPPED_OUTLIER
+    PENDING = _ffi.STEP_PENDING  # the window goes on
+    DROPPED = _ffi.STEP_DROPPED  # by end_data("drop")
+    EMPTY = _ffi.STEP_EMPTY  # end_data() found nothing in the window
+    MICRO_BATCH_NON_FINITE = _ffi.MICRO_BATCH_NON_FINITE  # a micro-batch is dropped: for a skip handler
+
+
+class Decision(enum.IntEnum):
+    """What to do about a window, or in isolated mode a micro-batch, that would be skipped."""
+
+    SKIP = _ffi.DECISION_SKIP
+    RAISE = _ffi.DECISION_RAISE
+    APPLY = _ffi.DECISION_APPLY  # only for an outlier
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a step did."""
+    """What a window held, and what a step did."""
 
     outcome: Outcome
     loss: float  # mean over the window, by weight
     weight: float  # total of the window
-    micro_batches: int
-    gradient_norm: float  # of the mean gradient, before clipping
+    micro_batches: int  # without those that were aborted
+    gradient_norm: float  # of what the update is made of, before clipping
     clip_factor: float  # the norm after clipping over the norm before
     learning_rate: float
     update_count: int
+    aborted_micro_batches: int  # or dropped, in isolated mode
+    accumulation_steps: int
+    loss_scale: float
+    loss_z_score: float  # standard deviations above the running mean
+    gradient_norm_z_score: float
+    consecutive_skips: int  # as not finite or an outlier
+    non_finite_parameter: int | None  # the first with a NaN or an infinity
+    non_finite_micro_batch: int | None  # where that came in, if it is known
+    accumulator_bytes: int
+    tensor_bytes: int  # of all tensors of the process
+    forward_backward_seconds: float
+    step_seconds: float
 
     @property
     def skipped(self) -> bool:
-        return self.outcome != Outcome.APPLIED
+        """Whether the window ended without an update."""
+        return self.outcome in (
+            Outcome.SKIPPED_NON_FINITE,
+            Outcome.SKIPPED_ZERO_WEIGHT,
+            Outcome.SKIPPED_OUTLIER,
+        )
+
+    @classmethod
+    def _of(cls, report: _ffi.Report) -> Report:
+        fields: dict[str, Any] = {name: getattr(report, name) for name in cls.__dataclass_fields__}
+        fields["outcome"] = Outcome(report.outcome)
+        for name in ("non_finite_parameter", "non_finite_micro_batch"):
+            fields[name] = None if fields[name] < 0 else fields[name]
+        return cls(**fields)
+
+
+SkipHandler = Callable[[Report], Decision]
+Tail = Literal["step", "carry", "drop"]
+_TAILS = {"step": _ffi.TAIL_STEP, "carry": _ffi.TAIL_CARRY, "drop": _ffi.TAIL_DROP}
+_NORMALIZATIONS = {"weight": _ffi.NORMALIZATION_WEIGHT, "sum": _ffi.NORMALIZATION_SUM}
+_ON_NON_FINITE = {"skip": _ffi.ON_NON_FINITE_SKIP, "raise": _ffi.ON_NON_FINITE_RAISE}
+
+
+def _constant(argument: str, value: str, constants: dict[str, int]) -> int:
+    if value not in constants:
+        raise GAInvalidArgumentError(f"{argument} is {value!r}: it must be one of {', '.join(constants)}")
+    return constants[value]
+
+
+def _weight(value: float | None) -> float:
+    return _ffi.WEIGHT_LATER if value is None else value
+
+
+def _free(address: int) -> None:
+    """Frees an accumulator, and says so if gradients are lost with it."""
+    report = _ffi.Report()
+    with contextlib.suppress(GAInvalidArgumentError):  # C has freed it
+        lib.ga_window_report(address, byref(report))
+    lib.ga_accumulator_free(address)
+    if report.micro_batches > 0:
+        warnings.warn(
+            f"an accumulator was freed with {report.micro_batches} micro-batches in its window, which are "
+            "lost: settle them before, with step(), end_data() or zero()",
+            ResourceWarning,
+            stacklevel=3,
+        )
+
+
+class MicroBatch:
+    """An open micro-batch: commits at the end of the with statement, and aborts where an exception ends it."""
+
+    def __init__(self, accumulator: Accumulator) -> None:
+        self._accumulator = accumulator
+        lib.ga_micro_batch_begin(accumulator.handle)
+        window = accumulator.window()
+        self.number: int = window.micro_batches + window.aborted_micro_batches
+        self._is_open = True
+
+    def set_weight(self, weight: float) -> None:
+        """Gives the weight that was None where the losses were accumulated; also after the commit."""
+        self._accumulator.set_weight(self.number, weight)
+
+    def commit(self) -> None:
+        """Ends the micro-batch, which then counts. In isolated mode it is dropped if it is not finite."""
+        try:
+            with self._accumulator._running_callbacks():
+                lib.ga_micro_batch_commit(self._accumulator.handle)
+        except (GAStateError, GAOutOfMemoryError):
+            raise
+        except BaseException:  # it was dropped
+            self._is_open = False
+            raise
+        self._is_open = False
+
+    def abort(self) -> None:
+        """Takes the micro-batch back. In exact mode that can be done before anything was added only."""
+        lib.ga_micro_batch_abort(self._accumulator.handle)
+        self._is_open = False
+
+    def __enter__(self) -> MicroBatch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_open:
+            return
+        if error is None:
+            self.commit()
+            return
+        try:
+            self.abort()
+        except GAStateError as refusal:
+            # The exception goes on. The window cannot be stepped until zero() drops it, so nothing is lost in silence.
+            if hasattr(error, "add_note"):
+                error.add_note(str(refusal))
 
 
 class Accumulator:
@@ -56,6 +179,15 @@ class Accumulator:
     agc_clipping: the norm of each unit, to this times that of its parameter or agc_eps if that is larger (adaptive
         gradient clipping, arXiv 2102.06171, with 0.01). A unit is what one index of the leading axis has; a
         parameter of less than two axes is one.
+    isolated: adds a micro-batch when it is committed, so that it can be aborted, and drops one that is not finite
+        alone. That takes one more gradient in memory, and bits then depend on where the batch is cut.
+    normalization: what the sum is divided by at the step: "weight", or "sum" for nothing.
+    on_non_finite: what becomes of a window, or in isolated mode a micro-batch, that is not finite: "skip", or
+        "raise" for GANonFiniteError. It is dropped in either case.
+    skip_handler: asked instead, and about outliers, with the report; returns a Decision.
+    max_consecutive_skips: one more in a row is an error; 0 for no limit.
+    max_loss_z_score, max_norm_z_score: skip a window whose loss, or norm before clipping, is this many standard
+        deviations above its running mean, after outlier_warmup applied windows; 0 for no limit.
     """
 
     def __init__(
@@ -68,6 +200,14 @@ class Accumulator:
         agc_clipping: float = 0.0,
         agc_eps: float = 1e-3,
         loss_reduction: str = "sum",
+        isolated: bool = False,
+        normalization: str = "weight",
+        on_non_finite: str = "skip",
+        skip_handler: SkipHandler | None = None,
+        max_consecutive_skips: int = 0,
+        max_loss_z_score: float = 0.0,
+        max_norm_z_score: float = 0.0,
+        outlier_warmup: int = 32,
     ) -> None:
         self.optimizer = optimizer
         options = _ffi.AccumulatorOptions(
@@ -77,11 +217,22 @@ class Accumulator:
             agc_clipping=agc_clipping,
             agc_eps=agc_eps,
             loss_reduction=reduction_constant("loss_reduction", loss_reduction),
+            isolated=int(isolated),
+            normalization=_constant("normalization", normalization, _NORMALIZATIONS),
+            on_non_finite=_constant("on_non_finite", on_non_finite, _ON_NON_FINITE),
+            max_consecutive_skips=max_consecutive_skips,
+            max_loss_z_score=max_loss_z_score,
+            max_norm_z_score=max_norm_z_score,
+            outlier_warmup=outlier_warmup,
         )
         out = c_void_p()
         lib.ga_accumulator_create(byref(out), optimizer.handle, byref(options))
         self._address: int | None = out.value
-        self._finalizer = weakref.finalize(self, lib.ga_accumulator_free, self._address)
+        self._finalizer = weakref.finalize(self, _free, self._address)
+        self._skip_callback: Any = None  # what the library calls, which must live as long
+        self._error_of_handler: BaseException | None = None
+        if skip_handler is not None:
+            self.set_skip_handler(skip_handler)
 
     @property
     def handle(self) -> int:
@@ -91,7 +242,7 @@ class Accumulator:
         return self._address
 
     def close(self) -> None:
-        """Frees the handle now. Closing twice does nothing."""
+        """Frees the handle now. Closing twice does nothing. A ResourceWarning says if gradients are lost."""
         self._address = None
         self._finalizer()
 
@@ -101,16 +252,28 @@ class Accumulator:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def accumulate(self, loss: Tensor, weight: float) -> None:
-        """Runs backward from a scalar loss and adds the gradients to the window. weight: the samples or
-        tokens that the loss stands for."""
-        lib.ga_accumulate(self.handle, loss.handle, weight)
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches after which a step is due. A change holds from the next window on."""
+        value = c_int64()
+        lib.ga_accumulator_accumulation_steps(self.handle, byref(value))
+        return value.value
+
+    @accumulation_steps.setter
+    def accumulation_steps(self, value: int) -> None:
+        lib.ga_accumulator_set_accumulation_steps(self.handle, value)
+
+    def accumulate(self, loss: Tensor, weight: float | None) -> None:
+        """Runs backward from a scalar loss and adds the gradients to the window, as a micro-batch of its own or
+        to the one that is open. weight: the samples or tokens that the loss stands for; None to give it later."""
+        with self._running_callbacks():
+            lib.ga_accumulate(self.handle, loss.handle, _weight(weight))
 
     def accumulate_gradients(
         self,
         arrays: Sequence[np.ndarray | None],
         loss: float,
-        weight: float,
+        weight: float | None,
         *,
         dtype: DType | None = None,
     ) -> None:
@@ -136,9 +299,25 @@ class Accumulator:
                 )
             held.append(np.ascontiguousarray(array))
             addresses[index] = held[-1].ctypes.data
-        lib.ga_accumulate_gradients(
-            self.handle, addresses, len(arrays), DType.FLOAT32 if dtype is None else dtype, loss, weight
-        )
+        with self._running_callbacks():
+            lib.ga_accumulate_gradients(
+                self.handle,
+                addresses,
+                len(arrays),
+                DType.FLOAT32 if dtype is None else dtype,
+                loss,
+                _weight(weight),
+            )
+
+    def micro_batch(self) -> MicroBatch:
+        """Begins a micro-batch: all that is accumulated until its commit belongs to it and counts as one. In a with
+        statement it commits itself, or aborts where an exception ends the statement."""
+        return MicroBatch(self)
+
+    def set_weight(self, micro_batch: int, weight: float) -> None:
+        """Gives a micro-batch the weight that was None when it was accumulated, before the step. They are numbered
+        from 0 in each window, aborted ones included."""
+        lib.ga_micro_batch_set_weight(self.handle, micro_batch, weight)
 
     @property
     def step_due(self) -> bool:
@@ -150,21 +329,58 @@ class Accumulator:
     def step(self) -> Report:
         """Ends the window: divides by its weight, clips, updates and empties the accumulators."""
         report = _ffi.Report()
-        try:
+        with self._running_callbacks():
             lib.ga_step(self.handle, byref(report))
+        return Report._of(report)
+
+    def window(self) -> Report:
+        """What the window holds so far."""
+        report = _ffi.Report()
+        lib.ga_window_report(self.handle, byref(report))
+        return Report._of(report)
+
+    def set_skip_handler(self, handler: SkipHandler | None) -> None:
+        """Asks the handler about windows, and in isolated mode micro-batches, that would be skipped; None for the
+        policy again. An exception of the handler comes out of the call that asked, after the drop."""
+
+        def decide(report: Any, user: Any) -> int:
+            accumulator = this()
+            assert accumulator is not None and handler is not None
+            try:
+                return int(handler(Report._of(report.contents)))
+            except BaseException as error:  # goes on where the library has returned
+                accumulator._error_of_handler = error
+                return _ffi.DECISION_RAISE
+
+        this = weakref.ref(self)
+        callback = _ffi.SkipFn() if handler is None else _ffi.SkipFn(decide)
+        lib.ga_accumulator_set_skip_handler(self.handle, callback, None)
+        self._skip_callback = callback
+
+    @contextlib.contextmanager
+    def _running_callbacks(self) -> Iterator[None]:
+        """Around a call that may run the skip handler, or an update rule of the caller: raises what those raised."""
+        try:
+            yield
         except GAError:
+            error, self._error_of_handler = self._error_of_handler, None
+            if error is not None:
+                raise error from None
             self.optimizer.raise_own_error()
             raise
-        return Report(
-            outcome=Outcome(report.outcome),
-            loss=report.loss,
-            weight=report.weight,
-            micro_batches=report.micro_batches,
-            gradient_norm=report.gradient_norm,
-            clip_factor=report.clip_factor,
-            learning_rate=report.learning_rate,
-            update_count=report.update_count,
-        )
+
+    def begin_data(self) -> None:
+        """Says that data begins, such as an epoch. GAStateError if the window holds micro-batches of earlier data
+        that end_data() did not carry over."""
+        lib.ga_data_begin(self.handle)
+
+    def end_data(self, tail: Tail = "step") -> Report:
+        """Says that the data ends, and what becomes of a window that was not stepped: "step" it, divided by the
+        weight that went in, "carry" it over into what comes next, or "drop" it."""
+        report = _ffi.Report()
+        with self._running_callbacks():
+            lib.ga_data_end(self.handle, _constant("tail", tail, _TAILS), byref(report))
+        return Report._of(report)
 
     def gradient_norms(self) -> np.ndarray:
         """The norm of each parameter's mean gradient in the window of the last step, before clipping."""
@@ -173,7 +389,7 @@ class Accumulator:
         return norms
 
     def zero(self) -> None:
-        """Drops what was accumulated."""
+        """Drops what was accumulated, an open micro-batch included."""
         lib.ga_zero(self.handle)
 
     def accumulated_gradient(self, index: int) -> Tensor:

@@ -69,6 +69,12 @@ class GAInternalError(GAError, RuntimeError):
     status = -10
 
 
+class GAOutlierError(GAError, ArithmeticError):
+    """A window whose loss or norm stands out, where that is an error."""
+
+    status = -11
+
+
 class GALibraryError(GAError, ImportError):
     """The shared library was not found, or it is of another ABI."""
 

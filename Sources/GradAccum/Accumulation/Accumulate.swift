@@ -1,0 +1,203 @@
+import CShims
+
+extension Accumulator {
+    /// Runs backward from a scalar loss and adds the gradients to the window, as a micro-batch of its own unless one is open.
+    ///
+    /// - Parameter weight: the samples or tokens that the loss stands for; nil to give it later, see
+    ///   ``setWeight(_:ofMicroBatch:)``.
+    /// - Throws: `state` if the graph is used up or the loss is a mean where a sum is expected; `nonFinite` for such a
+    ///   loss, unless isolated mode drops it; `invalidArgument` for a bad weight or a loss of foreign parameters. The window
+    ///   is then as it was, except where this fails in the middle: in exact mode that breaks it until ``zero()``, in
+    ///   isolated mode the micro-batch until it is aborted.
+    public func accumulate(_ loss: Tensor, weight: Double?) throws(GAError) {
+        try requireIntact("accumulate")
+        try requireLoss(loss, "accumulate")
+        let value = loss.unroundedLoss ?? Double(loss.floats[0])
+        try require(loss: value, weight: weight, "accumulate")
+        if options.lossReduction == .sum && loss.isMean {
+            throw GAError(
+                .state,
+                "accumulate: loss is a mean, but the window adds up sums: use the sum reduction, or create the "
+                    + "accumulator with loss_reduction mean")
+        }
+        try add(loss: value, weight: weight, since: loss.producer?.start, "accumulate") { () throws(GAError) in
+            let graph = try Graph(of: loss, into: self)
+            guard graph.hasLeaves else { throw dependsOnNothing("accumulate") }
+            return graph
+        } run: { (graph, scale) throws(GAError) in
+            try graph.backward(seed: scale, into: self)
+        }
+    }
+
+    /// Adds gradients that the caller computed, one contiguous array per parameter or nil for nothing.
+    ///
+    /// Gradients and `loss` are sums over the weight, or means where the options say so.
+    public func accumulate(
+        gradients: [UnsafeRawPointer?], _ dtype: DType = .float32, loss: Double, weight: Double?
+    ) throws(GAError) {
+        try requireIntact("accumulate_gradients")
+        guard gradients.count == optimizer.parameters.count else {
+            throw GAError(
+                .invalidArgument,
+                "accumulate_gradients: count is \(gradients.count), but the optimizer has "
+                    + "\(optimizer.parameters.count) parameters")
+        }
+        guard dtype.isFloatingPoint else {
+            throw GAError(.dtype, "accumulate_gradients: dtype is \(dtype), and a floating type is needed")
+        }
+        try require(loss: loss, weight: weight, "accumulate_gradients")
+        try add(loss: loss, weight: weight, since: nil, "accumulate_gradients") { () throws(GAError) in
+            for (parameter, gradient) in zip(optimizer.parameters, gradients) where gradient != nil {
+                try prepare(parameter, LeafUses(count: 1))
+            }
+        } run: { (_, scale) throws(GAError) in
+            let (destination, pieces) = (
+                destination,
+                Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
+            )
+            try Runtime.parallel(tiles: pieces.count) { tile in
+                let (index, start, count) = pieces[tile]
+                let buffer = destination[index].dense[0]
+                Runtime.kernels.add_scaled(
+                    buffer.tensor.floats + start, gradients[index]! + start * dtype.byteCount, dtype.format, scale,
+                    Int64(count), buffer.isEmpty ? 0 : 1)
+            }
+            for (index, gradient) in gradients.enumerated() where gradient != nil {
+                destination[index].dense[0].isEmpty = false
+            }
+        }
+    }
+
+    /// Adds to the open micro-batch, or makes one of its own: `prepare` changes no sum, and what `run` adds is multiplied by
+    /// the number that it is given.
+    private func add<Preparation>(
+        loss: Double, weight: Double?, since start: UInt64?, _ operation: StaticString,
+        prepare: () throws(GAError) -> Preparation, run: (Preparation, Float) throws(GAError) -> Void
+    ) throws(GAError) {
+        isBusy = true
+        defer { isBusy = false }
+        let isAlone = window.microBatch == nil
+        var microBatch = window.microBatch ?? MicroBatch(number: window.nextNumber, start: start ?? Monotonic.now())
+        if loss.isFinite {
+            let preparation = try prepare()
+            do throws(GAError) {
+                try run(preparation, options.lossReduction == .mean ? Float(weight ?? 1) : 1)
+            } catch {
+                breakOff(isAlone: isAlone)
+                throw error
+            }
+        } else {
+            microBatch.nonFinite = WindowReport.NonFinite(parameter: nil, microBatch: microBatch.number)
+        }
+        microBatch.additions += 1
+        microBatch.isWeightToCome = weight == nil
+        microBatch.weight += weight ?? 0
+        microBatch.loss += options.lossReduction == .mean ? loss * (weight ?? 1) : loss
+        if isAlone { try commit(microBatch, operation) } else { window.microBatch = microBatch }
+    }
+
+    /// After an addition that failed half-way.
+    private func breakOff(isAlone: Bool) {
+        if !options.isIsolated {
+            window.isBroken = true
+        } else if isAlone {
+            for gradient in scratch { gradient.empty() }
+        } else {
+            window.microBatch?.isBroken = true
+        }
+    }
+
+    // MARK: Weights
+
+    /// Gives the weight of a micro-batch that was accumulated without one, before the step.
+    ///
+    /// The weight of a mean is part of its gradient, so in isolated mode it is given before the micro-batch is committed,
+    /// and in exact mode with the loss.
+    /// - Parameter number: that of the micro-batch, counted from 0 in its window, aborted ones included.
+    /// - Throws: `invalidArgument` for a bad weight, `index` if there is no such micro-batch, `state` if it has a weight.
+    public func setWeight(_ weight: Double, ofMicroBatch number: Int) throws(GAError) {
+        let operation: StaticString = "micro_batch_set_weight"
+        try requireIntact(operation)
+        let end = window.nextNumber + (window.microBatch == nil ? 0 : 1)
+        guard (0..<end).contains(number) else {
+            throw GAError(
+                .index, "\(operation): micro_batch is \(number), and this window has begun \(end) of them, from 0 on")
+        }
+        try require(weight: weight, operation)
+        if var open = window.microBatch, open.number == number, open.isWeightToCome {
+            open.isWeightToCome = false
+            open.weight = weight
+            if options.lossReduction == .mean {
+                open.loss *= weight
+                open.scale = Float(weight)
+            }
+            window.microBatch = open
+        } else if let position = window.withoutWeight.firstIndex(of: number) {
+            window.withoutWeight.remove(at: position)
+            window.weight += weight
+        } else {
+            throw GAError(
+                .state,
+                "\(operation): micro_batch \(number) was given its weight, has no loss yet, or was aborted: accumulate "
+                    + "without a weight what is to get it later")
+        }
+    }
+
+    /// Errors: `state` if micro-batches of the window have no weight yet.
+    func requireWeights(_ operation: StaticString) throws(GAError) {
+        guard let missing = window.withoutWeight.first else { return }
+        throw GAError(
+            .state,
+            "\(operation): the weight of micro-batch \(missing) is missing: give it with micro_batch_set_weight first")
+    }
+
+    private func require(loss: Double, weight: Double?, _ operation: StaticString) throws(GAError) {
+        if let weight {
+            try require(weight: weight, operation)
+        } else if options.lossReduction == .mean && (!options.isIsolated || window.microBatch == nil) {
+            throw GAError(
+                .state,
+                "\(operation): weight is missing, and that of a mean is part of its gradient: give it now"
+                    + (options.isIsolated
+                        ? ", or begin a micro-batch and give it before the commit"
+                        : ", or create the accumulator in isolated mode"))
+        }
+        if let open = window.microBatch {
+            guard !open.isBroken else {
+                throw GAError(
+                    .state, "\(operation): micro-batch \(open.number) has failed half-way: abort it and begin another")
+            }
+            guard open.additions == 0 || open.isWeightToCome == (weight == nil) else {
+                throw GAError(
+                    .state,
+                    "\(operation): weight is \(weight.map { "\($0)" } ?? "to come"), but micro-batch \(open.number) "
+                        + (open.isWeightToCome ? "gets its weight later" : "has its weight")
+                        + ": give it in one way for all of its losses")
+            }
+        }
+        guard options.isIsolated || loss.isFinite else {
+            throw GAError(
+                .nonFinite,
+                "\(operation): loss is \(loss.isNaN ? "NaN" : "\(loss)"): nothing was added; skip this micro-batch, or "
+                    + "lower the learning rate if it recurs")
+        }
+    }
+
+    private func require(weight: Double, _ operation: StaticString) throws(GAError) {
+        guard weight.isFinite && weight >= 0 else {
+            throw GAError(.invalidArgument, "\(operation): weight is \(weight): it must be finite and at least 0")
+        }
+        let before = window.weight + (window.microBatch?.weight ?? 0)
+        guard weight == 0 || Accumulator.weights.contains(weight),
+            before + weight <= Accumulator.weights.upperBound
+        else {
+            throw GAError(
+                .overflow,
+                "\(operation): weight is \(weight), in a window of \(before): gradients of float32 can be divided by "
+                    + "\(Accumulator.weights.lowerBound) ... \(Accumulator.weights.upperBound)")
+        }
+    }
+
+    /// Weights whose inverse float32 holds with room for a gradient.
+    private static let weights = 1e-30...1e30
+}

@@ -1,0 +1,148 @@
+import CShims
+
+extension Accumulator {
+    /// Begins a micro-batch: all that is accumulated until its commit belongs to it, and counts together.
+    ///
+    /// Without this, each loss is a micro-batch of its own. Errors: `state` if one is open.
+    public func beginMicroBatch() throws(GAError) {
+        try requireBetweenMicroBatches("micro_batch_begin")
+        startWindow()
+        window.microBatch = MicroBatch(number: window.nextNumber, start: Monotonic.now())
+    }
+
+    /// Ends the open micro-batch, whose gradients are then in the window.
+    ///
+    /// In isolated mode one that is not finite is dropped instead, as if it had been aborted; see
+    /// ``Options/onNonFinite``. Errors: `state` if none is open, or nothing was accumulated in it, or the weight of a mean is
+    /// missing, and it stays open; `nonFinite` where the policy says so, and it is dropped.
+    public func commitMicroBatch() throws(GAError) {
+        let operation: StaticString = "micro_batch_commit"
+        let open = try openMicroBatch(operation)
+        guard open.additions > 0 else {
+            throw GAError(
+                .state,
+                "\(operation): nothing was accumulated in micro-batch \(open.number): accumulate first, or abort it")
+        }
+        guard !open.isBroken else {
+            throw GAError(.state, "\(operation): micro-batch \(open.number) has failed half-way: abort it")
+        }
+        guard !open.isWeightToCome || options.lossReduction == .sum else {
+            throw GAError(
+                .state,
+                "\(operation): the weight of micro-batch \(open.number) is missing, and that of a mean is part of its "
+                    + "gradient: give it with micro_batch_set_weight first")
+        }
+        isBusy = true
+        defer { isBusy = false }
+        try commit(open, operation)
+    }
+
+    /// Takes the open micro-batch back: the window is as it was before it began.
+    ///
+    /// Errors: `state` if none is open, or if something was added in place, in exact mode; it then stays open.
+    public func abortMicroBatch() throws(GAError) {
+        let operation: StaticString = "micro_batch_abort"
+        let open = try openMicroBatch(operation)
+        guard options.isIsolated || open.additions == 0 else {
+            throw GAError(
+                .state,
+                "\(operation): micro-batch \(open.number) was added in place and cannot be taken back: commit it or drop the "
+                    + "window with zero, and create the accumulator in isolated mode to abort")
+        }
+        for gradient in scratch { gradient.empty() }
+        end(open)
+        window.aborted += 1
+    }
+
+    private func openMicroBatch(_ operation: StaticString) throws(GAError) -> MicroBatch {
+        try requireIntact(operation)
+        guard let open = window.microBatch else {
+            throw GAError(.state, "\(operation): no micro-batch is open: call micro_batch_begin first")
+        }
+        return open
+    }
+
+    /// Puts a micro-batch into the window, or drops it if it is not finite and isolated.
+    ///
+    /// Errors: `outOfMemory`, and nothing has changed; `nonFinite` where the policy says so, and it was dropped.
+    func commit(_ microBatch: MicroBatch, _ operation: StaticString) throws(GAError) {
+        startWindow()
+        if options.isIsolated {
+            let found: WindowReport.NonFinite?
+            do throws(GAError) {
+                found = if let loss = microBatch.nonFinite { loss } else { try takeIn(microBatch) }
+            } catch {
+                if window.microBatch == nil { for gradient in scratch { gradient.empty() } }
+                throw error
+            }
+            for gradient in scratch {
+                gradient.freeUnused()
+                gradient.empty()
+            }
+            end(microBatch)
+            if let found {
+                window.aborted += 1
+                window.firstNonFinite = window.firstNonFinite ?? found
+                return try dropped(found, operation)
+            }
+        } else {
+            // In a window that follows a skipped one it is worth a look where the next NaN comes from.
+            if consecutiveSkips > 0 && window.firstNonFinite == nil {
+                let parameter = try firstNonFinite()
+                window.firstNonFinite = parameter.map {
+                    WindowReport.NonFinite(parameter: $0, microBatch: microBatch.number)
+                }
+            }
+            end(microBatch)
+        }
+        consecutiveDrops = 0
+        window.isCarried = false
+        window.count(microBatch)
+    }
+
+    private func end(_ microBatch: MicroBatch) {
+        window.microBatch = nil
+        let now = Monotonic.now()
+        let start = microBatch.start > lastEnd ? microBatch.start : lastEnd
+        window.forwardBackwardSeconds += Monotonic.seconds(from: start, to: now)
+        lastEnd = now
+    }
+
+    /// Adds what a micro-batch has in scratch to the sums, unless it is not finite.
+    ///
+    /// Returns where it is not. Errors: `outOfMemory`, and nothing was added.
+    private func takeIn(_ microBatch: MicroBatch) throws(GAError) -> WindowReport.NonFinite? {
+        let (gradients, squares) = try foldPlaces(scratch)
+        if let index = squares.firstIndex(where: { !$0.isFinite }) {
+            return WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
+        }
+        for (index, gradient) in gradients.enumerated() where gradient != nil {
+            try sums[index].prepare(optimizer.parameters[index], LeafUses(count: 1))
+        }
+        let scale = microBatch.scale
+        let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
+        try Runtime.parallel(tiles: pieces.count) { [sums] tile in
+            let (index, start, count) = pieces[tile]
+            let buffer = sums[index].dense[0]
+            Runtime.kernels.add_scaled(
+                buffer.tensor.floats + start, gradients[index]!.floats + start, SHIMS_F32, scale, Int64(count),
+                buffer.isEmpty ? 0 : 1)
+        }
+        for (index, gradient) in gradients.enumerated() where gradient != nil { sums[index].dense[0].isEmpty = false }
+        return nil
+    }
+
+    /// The first parameter whose sum is not finite, at the price of reading all sums.
+    private func firstNonFinite() throws(GAError) -> Int? {
+        let pieces = Pieces(zip(optimizer.parameters, sums).map { $1.total == nil ? 0 : $0.elementCount })
+        var squares = [Double](repeating: 0, count: pieces.count)
+        try squares.withUnsafeMutableBufferPointer { (squares) throws(GAError) in
+            let squares = UnsafeMutableBufferPointer(rebasing: squares[...])
+            try Runtime.parallel(tiles: pieces.count) { [sums] tile in
+                let (index, start, count) = pieces[tile]
+                squares[tile] = sums[index].sumOfSquares(from: start, count: count)
+            }
+        }
+        return squares.firstIndex { !$0.isFinite }.map { pieces[$0].index }
+    }
+}

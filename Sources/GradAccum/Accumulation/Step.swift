@@ -1,0 +1,104 @@
+extension Accumulator {
+    /// Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
+    ///
+    /// A window that is not finite, is an outlier or weighs nothing is dropped without a trace. Errors: `state` if it is
+    /// empty, a micro-batch is open or a weight is missing, and it stays as it is; `nonFinite` and `outlier` where the
+    /// policy or the limit on consecutive skips says so, and it is dropped.
+    public func step() throws(GAError) -> WindowReport {
+        try requireBetweenMicroBatches("step")
+        guard !window.isEmpty else {
+            throw GAError(.state, "step: the window is empty: accumulate a micro-batch first")
+        }
+        return try endWindow("step")
+    }
+
+    /// Errors: those of ``step()`` on a window that is not empty.
+    func endWindow(_ operation: StaticString) throws(GAError) -> WindowReport {
+        try requireWeights(operation)
+        let start = Monotonic.now()
+        isBusy = true
+        defer {
+            drop()
+            isBusy = false
+        }
+        var report = windowReport()
+        norms = optimizer.parameters.map { _ in 0 }
+        if window.weight > 0 {
+            report.outcome = try update(&report, operation)
+        } else if window.microBatches == 0 && window.firstNonFinite != nil {
+            // All that there was has been dropped.
+            _ = try skip(&report, as: .skippedNonFinite, operation)
+        } else {
+            report.outcome = .skippedZeroWeight
+        }
+        report.updateCount = optimizer.updateCount
+        report.cost.stepSeconds = Monotonic.seconds(from: start, to: Monotonic.now())
+        return report
+    }
+
+    /// Updates the parameters, unless the window is not fit for it; what else there is to report goes into `report`.
+    private func update(_ report: inout WindowReport, _ operation: StaticString) throws(GAError) -> WindowReport.Outcome
+    {
+        let divisor = options.normalization == .weight ? window.weight : 1
+        let (gradients, squares) = try foldPlaces(sums)
+        norms = squares.map { $0.squareRoot() / divisor }
+        report.gradientNorm = squares.reduce(0, +).squareRoot() / divisor
+        guard report.gradientNorm.isFinite else { return try skipNonFinite(&report, operation) }
+        if outliers.isAbove(options, &report), try skip(&report, as: .skippedOutlier, operation) {
+            return .skippedOutlier
+        }
+        guard
+            let clipped = try clipping.clip(
+                gradients, of: optimizer.parameters, norm: report.gradientNorm, weight: divisor)
+        else { return try skipNonFinite(&report, operation) }
+        report.clipFactor = clipped.factor
+        try optimizer.apply(gradients, scale: clipped.scale)
+        outliers.add(report, options)
+        consecutiveSkips = 0
+        report.consecutiveSkips = 0
+        return .applied
+    }
+
+    private func skipNonFinite(_ report: inout WindowReport, _ operation: StaticString) throws(GAError)
+        -> WindowReport.Outcome
+    {
+        if report.firstNonFinite == nil {
+            let parameter = norms?.firstIndex { !Float($0).isFinite }
+            let isOnlyOne = window.microBatches == 1 && window.aborted == 0
+            report.firstNonFinite = WindowReport.NonFinite(
+                parameter: parameter, microBatch: parameter != nil && isOnlyOne ? 0 : nil)
+        }
+        _ = try skip(&report, as: .skippedNonFinite, operation)
+        return .skippedNonFinite
+    }
+
+    /// Adds the places of each parameter in their order, and takes the squares of the sums in the same pass.
+    ///
+    /// Returns the sums, nil for a parameter that nothing was added to, and per parameter the sum of their squares.
+    func foldPlaces(_ gradients: [LeafGradient]) throws(GAError) -> ([Tensor?], squares: [Double]) {
+        let totals = gradients.map { $0.total?.tensor }
+        let pieces = Pieces(totals.map { $0?.elementCount ?? 0 })
+        var parts = [Double](repeating: 0, count: pieces.count)
+        try parts.withUnsafeMutableBufferPointer { (parts) throws(GAError) in
+            let parts = UnsafeMutableBufferPointer(rebasing: parts[...])
+            try Runtime.parallel(tiles: pieces.count) { tile in
+                let (index, start, count) = pieces[tile]
+                parts[tile] = gradients[index].fold(from: start, count: count)
+            }
+        }
+        var squares = [Double](repeating: 0, count: gradients.count)
+        for (piece, part) in parts.enumerated() { squares[pieces[piece].index] += part }
+        return (totals, squares)
+    }
+
+    /// Per parameter, the 2-norm of its mean gradient in the window of the last step, before clipping.
+    ///
+    /// It is 0 where nothing was added or nothing weighed, and not finite where the gradient is not. Errors: `state` before
+    /// the first step.
+    public func gradientNorms() throws(GAError) -> [Double] {
+        guard let norms else {
+            throw GAError(.state, "gradient_norms: no window has ended yet: take a step first")
+        }
+        return norms
+    }
+}
