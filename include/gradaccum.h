@@ -733,11 +733,11 @@ ga_status ga_accumulator_accumulation_steps(const ga_accumulator *accumulator, i
  * The graph is used up: a loss is accumulated once.
  * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a bad weight, for a loss that depends on no
  * parameter or on one of no or of another accumulator; NON_FINITE if the loss is, where isolated mode does not drop
- * it; STATE if the graph is used up, if elements that a gradient is made from, such as a parameter's, have changed
- * since the forward pass, if the loss was made by a mean (ga_mean or a GA_REDUCTION_MEAN) and the option says sum, or
- * if the weight of a mean is to come later than its commit. The window is then as it was. The exception is what fails
- * in the middle of backward, as by OUT_OF_MEMORY: the window is broken until ga_zero(), or in isolated mode the
- * micro-batch until it is aborted. In isolated mode also the errors of ga_micro_batch_commit.
+ * it; STATE if the graph is used up, if a parameter or what else a gradient is made from has changed since the
+ * forward pass, if the loss was made by a mean (ga_mean or a GA_REDUCTION_MEAN) and the option says sum, or if the
+ * weight of a mean is to come later than its commit. The window is then as it was. The exception is what fails in
+ * the middle of backward, as by OUT_OF_MEMORY: the window is broken until ga_zero(), or in isolated mode the micro-
+ * batch until it is aborted. In isolated mode also the errors of ga_micro_batch_commit.
  */
 ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, double weight);
 

@@ -75,6 +75,12 @@ final class BackwardMemoryTests: XCTestCase {
         XCTAssertEqual(try kept { try $0.transposed().reshaped([2, -1]) }, result)
         XCTAssertEqual(try kept { try $0.sliced(axis: 0, 0..<1).sum() }, 0)
         XCTAssertEqual(try kept { try $0.mean([0]) }, 0.5)
+        let frozen = try Tensor([Float](repeating: 2, count: count), shape: [1, count])
+        XCTAssertEqual(try kept { try $0.linear(frozen) }, 0)
+        XCTAssertEqual(try kept { try matmul($0, frozen.transposed()) }, 0)
+        let weight = try Tensor([Float](repeating: 2, count: count), shape: [1, count])
+        try weight.setRequiresGrad(true)
+        XCTAssertEqual(try kept { try $0.linear(weight) }, result)
         let indices = try Tensor(indices: [1], shape: [1])
         XCTAssertEqual(try kept { try $0.embedding(indices) }, 0.5)
     }
@@ -99,6 +105,12 @@ final class BackwardMemoryTests: XCTestCase {
         ]
         for operation in reading {
             assertThrows(.state, naming: "has changed") { _ = try gradient(operation) }
+        }
+        // A parameter is checked wherever it is used.
+        for operation in [{ x in try x + a }, { x in try x.layerNorm(nil, a) }] as [(Tensor) throws -> Tensor] {
+            let loss = try operation(try Tensor(values, shape: [3])).sum()
+            try a.copyIn(values, byteCount: 12)
+            assertThrows(.state, naming: "has changed") { _ = try loss.gradients(of: [a]) }
         }
         let x = try a * a
         let y = try x.softmax()

@@ -54,14 +54,18 @@ final class Node {
         sequence = Node.nextNumber()
     }
 
-    /// Errors: `state` if the node is used up or an operand has been written to since it was read.
+    /// Errors: `state` if the node is used up, or an operand or a leaf has been written to since it was read.
     func requireUsable() throws(GAError) {
         guard backward != nil else { throw usedUp }
-        for operand in operands where operand.storage.lastWrite > sequence {
-            throw GAError(
-                .state,
-                "\(operand.label), read by \(operation), has changed since the forward pass: compute the loss anew")
-        }
+        for operand in operands { try requireUnchanged(operand) }
+        // A gradient is of use to the parameters that it was taken at, even where it is not made from them.
+        for input in inputs { if let leaf = input.leaf { try requireUnchanged(leaf) } }
+    }
+
+    private func requireUnchanged(_ tensor: Tensor) throws(GAError) {
+        guard tensor.storage.lastWrite > sequence else { return }
+        throw GAError(
+            .state, "\(tensor.label), read by \(operation), has changed since the forward pass: compute the loss anew")
     }
 
     /// Whether the output need not be kept for another operation's gradient.

@@ -47,18 +47,13 @@ extension Tensor {
             uninitialized: try layout.packed(lastSize: layer.n, "linear_cross_entropy"), layer.compute)
         try layer.forward(logits, x, w, nil)
         let out = try likelihood.loss(logits)
-        let saved = SavedOperand(x, of: self)
+        let derivative = LinearDerivative(layer, self, x, weight, w)
         return out.recorded(
-            "linear_cross_entropy", from: [self, weight], reading: saved.operands + [w], isMean: reduction == .mean
+            "linear_cross_entropy", from: [self, weight], reading: derivative.operands, isMean: reduction == .mean
         ) {
             dy, gradients throws(GAError) in
             try likelihood.gradient(inPlaceOf: logits, seed: dy.floats[0])
-            try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
-                try layer.weightGradient(dw, logits, try saved.elements(), accumulate)
-            }
-            try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
-                try layer.inputGradient(dx, logits, w, accumulate)
-            }
+            try derivative.add(logits, gradients)
         }
     }
 }

@@ -11,25 +11,50 @@ extension Tensor {
         let w = try weight.packedData()
         let b = try bias?.packedData()
         try layer.forward(out, x, w, b)
-        let saved = SavedOperand(x, of: self)
+        let derivative = LinearDerivative(layer, self, x, weight, w)
         let hasBias = bias != nil
         func backward(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
             // Rounded once for both products.
             let factor = layer.compute == .float32 ? dy : try dy.cast(to: layer.compute)
-            // The weight first: an input that is made again for it is gone before there is an input's gradient.
-            try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
-                try layer.weightGradient(dw, factor, try saved.elements(), accumulate)
-            }
-            try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
-                try layer.inputGradient(dx, factor, w, accumulate)
-            }
+            try derivative.add(factor, gradients)
             guard hasBias else { return }
             try gradients.add(to: 2) { (db, accumulate) throws(GAError) in
                 try sumRows(db, dy.floats, rows: layer.rows, columns: layer.n, accumulate)
             }
         }
         let inputs = bias.map { [self, weight, $0] } ?? [self, weight]
-        return out.recorded("linear", from: inputs, reading: saved.operands + [w], backward)
+        return out.recorded("linear", from: inputs, reading: derivative.operands, backward)
+    }
+}
+
+/// What the gradients of a linear layer's input and weight are made from: of each the other, if it needs one.
+struct LinearDerivative {
+    private let layer: LinearLayer
+    private let x: SavedOperand?
+    private let w: Tensor?
+
+    /// `x` and `w` are the contiguous elements of the two.
+    init(_ layer: LinearLayer, _ input: Tensor, _ x: Tensor, _ weight: Tensor, _ w: Tensor) {
+        self.layer = layer
+        self.x = weight.requiresGrad ? SavedOperand(x, of: input) : nil
+        self.w = input.requiresGrad ? w : nil
+    }
+
+    var operands: [Tensor] { (x?.operands ?? []) + (w.map { [$0] } ?? []) }
+
+    /// Adds the gradients of inputs 0 and 1, the input and the weight, for this one of the output.
+    func add(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
+        // The weight first: an input that is made again for it is gone before there is an input's gradient.
+        if let x {
+            try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
+                try layer.weightGradient(dw, dy, try x.elements(), accumulate)
+            }
+        }
+        if let w {
+            try gradients.add(to: 0) { (dx, accumulate) throws(GAError) in
+                try layer.inputGradient(dx, dy, w, accumulate)
+            }
+        }
     }
 }
 

@@ -22,21 +22,28 @@ public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
             Matrix(right.floats + rightOffsets[i], row: n)
         )
     }
-    return out.recorded("matmul", from: [a, b], reading: [left, right]) { dy, gradients throws(GAError) in
-        try gradients.add(to: 0) { (da, accumulate) throws(GAError) in
-            try products(leftOffsets, MatrixProduct(m: m, n: k, k: n, accumulate: accumulate)) { i in
-                (
-                    Matrix(da + leftOffsets[i], row: k), Matrix(dy.floats + i * m * n, row: n),
-                    Matrix(right.floats + rightOffsets[i], row: n).transposed
-                )
+    // Each one's gradient is made from the other.
+    let (readLeft, readRight) = (b.requiresGrad ? left : nil, a.requiresGrad ? right : nil)
+    let operands = [readLeft, readRight].compactMap { $0 }
+    return out.recorded("matmul", from: [a, b], reading: operands) { dy, gradients throws(GAError) in
+        if let right = readRight {
+            try gradients.add(to: 0) { (da, accumulate) throws(GAError) in
+                try products(leftOffsets, MatrixProduct(m: m, n: k, k: n, accumulate: accumulate)) { i in
+                    (
+                        Matrix(da + leftOffsets[i], row: k), Matrix(dy.floats + i * m * n, row: n),
+                        Matrix(right.floats + rightOffsets[i], row: n).transposed
+                    )
+                }
             }
         }
-        try gradients.add(to: 1) { (db, accumulate) throws(GAError) in
-            try products(rightOffsets, MatrixProduct(m: k, n: n, k: m, accumulate: accumulate)) { i in
-                (
-                    Matrix(db + rightOffsets[i], row: n), Matrix(left.floats + leftOffsets[i], row: k).transposed,
-                    Matrix(dy.floats + i * m * n, row: n)
-                )
+        if let left = readLeft {
+            try gradients.add(to: 1) { (db, accumulate) throws(GAError) in
+                try products(rightOffsets, MatrixProduct(m: k, n: n, k: m, accumulate: accumulate)) { i in
+                    (
+                        Matrix(db + rightOffsets[i], row: n), Matrix(left.floats + leftOffsets[i], row: k).transposed,
+                        Matrix(dy.floats + i * m * n, row: n)
+                    )
+                }
             }
         }
     }
