@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -74,9 +75,8 @@ class Window:
 
 
 def facts(report: ga.Report) -> dict[str, Any]:
-    """What of a report must be the same for two windows that are: all but memory and time."""
-    measured = ("accumulator_bytes", "tensor_bytes", "forward_backward_seconds", "step_seconds")
-    return {name: getattr(report, name) for name in report.__dataclass_fields__ if name not in measured}
+    """What of a report must be the same for two windows that are: what reports are compared by."""
+    return {field.name: getattr(report, field.name) for field in dataclasses.fields(report) if field.compare}
 
 
 def afterwards(window: Window) -> tuple[list[dict[str, Any]], list[bytes]]:

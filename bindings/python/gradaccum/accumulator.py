@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import POINTER, byref, c_double, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
@@ -63,10 +63,11 @@ class Report:
     consecutive_skips: int  # as not finite or an outlier
     non_finite_parameter: int | None  # the first with a NaN or an infinity
     non_finite_micro_batch: int | None  # where that came in, if it is known
-    accumulator_bytes: int
-    tensor_bytes: int  # of all tensors of the process
-    forward_backward_seconds: float
-    step_seconds: float
+    # What it took, by which reports are not compared.
+    accumulator_bytes: int = field(compare=False)
+    tensor_bytes: int = field(compare=False)  # of all tensors of the process
+    forward_backward_seconds: float = field(compare=False)
+    step_seconds: float = field(compare=False)
 
     @property
     def skipped(self) -> bool:
