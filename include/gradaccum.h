@@ -242,8 +242,10 @@ ga_status ga_tensor_fill_normal(ga_tensor *tensor, double mean, double standard_
 ga_status ga_tensor_fill_uniform(ga_tensor *tensor, double low, double high, uint64_t seed);
 
 /*
- * Makes a float32 tensor that no operation produced a leaf for gradients (1) or an ordinary tensor (0). A
- * leaf that an optimizer was created with is a parameter and stays one. Errors: DTYPE, STATE.
+ * Makes a float32 tensor that no operation produced a leaf for gradients (1) or an ordinary tensor (0). A parameter of
+ * an optimizer is frozen by 0: no gradient flows to it, and a step while it is frozen leaves it, its state and the
+ * clock of its bias correction alone, whatever was accumulated for it before. It goes on from there after 1. Errors:
+ * DTYPE, STATE.
  */
 ga_status ga_tensor_set_requires_grad(ga_tensor *tensor, int32_t requires_grad);
 ga_status ga_tensor_requires_grad(const ga_tensor *tensor, int32_t *out);
@@ -561,13 +563,14 @@ typedef struct ga_adamw8bit_options {
 typedef struct ga_update {
     uint32_t struct_size;
     uint32_t reserved;
-    int64_t update;        /* counts from 1                                                               */
+    int64_t update;        /* counts from 1 the updates that this parameter has part in                   */
     int64_t parameter;     /* its place among the optimizer's parameters                                  */
     int64_t start;         /* the element of it that the arrays start at: 0 unless elementwise            */
     double learning_rate;
     double gradient_scale; /* to multiply the gradient by: 1 over the window's weight, times the clip factor */
+    double weight_decay;   /* that of the options, or of the parameter's group                            */
 } ga_update;
-#define GA_UPDATE_INIT { sizeof(ga_update), 0, 0, 0, 0, 0.0, 0.0 }
+#define GA_UPDATE_INIT { sizeof(ga_update), 0, 0, 0, 0, 0.0, 0.0, 0.0 }
 
 /*
  * Updates count elements of a parameter and of its slots, which are arrays of the parameter's size that the library
@@ -582,12 +585,13 @@ typedef ga_status (*ga_update_fn)(float *parameter, const float *gradient, float
 
 typedef struct ga_custom_options {
     uint32_t struct_size;
-    int32_t elementwise; /* 0: called once per parameter, in their order, on the thread of ga_step. 1: every */
-                         /* element is updated alone: called for pieces, on several threads at once       */
+    int32_t elementwise; /* 0: called once per parameter, on the thread of ga_step. 1: every element is   */
+                         /* updated alone: called for pieces, on several threads at once                  */
     double learning_rate;
     int64_t slot_count;  /* in 0 ... 64                                                                   */
+    double weight_decay; /* what update is told, and a group can have another of                          */
 } ga_custom_options;
-#define GA_CUSTOM_OPTIONS_INIT { sizeof(ga_custom_options), 0, 1e-3, 0 }
+#define GA_CUSTOM_OPTIONS_INIT { sizeof(ga_custom_options), 0, 1e-3, 0, 0.0 }
 
 /*
  * Creates an optimizer of count different parameters: contiguous float32 leaves. They become parameters if
@@ -629,6 +633,31 @@ void ga_optimizer_free(ga_optimizer *optimizer);
 /* The learning rate of the next update. */
 ga_status ga_optimizer_set_learning_rate(ga_optimizer *optimizer, double learning_rate);
 ga_status ga_optimizer_learning_rate(const ga_optimizer *optimizer, double *out);
+
+/* What some parameters of an optimizer have of their own. */
+typedef struct ga_group_options {
+    uint32_t struct_size;
+    uint32_t reserved;
+    double learning_rate_scale; /* what the optimizer's learning rate is multiplied by; 0 or more         */
+    double weight_decay;        /* instead of the optimizer's; below 0: the optimizer's                   */
+    double max_grad_norm;       /* clip the norm of the group's mean gradient to this, apart from all     */
+                                /* others; 0: the accumulator clips it with the rest                      */
+} ga_group_options;
+#define GA_GROUP_OPTIONS_INIT { sizeof(ga_group_options), 0, 1.0, -1.0, 0.0 }
+
+/*
+ * Makes a group of count parameters of the optimizer that are in none; out is its number, from 0. Parameters in no group
+ * have what the optimizer and its accumulator were created with. options NULL takes the defaults.
+ * Errors: INVALID_ARGUMENT for a tensor that is no parameter of this optimizer or is there twice, or an option outside of
+ * its range; STATE if a parameter is in a group.
+ */
+ga_status ga_optimizer_add_group(ga_optimizer *optimizer, ga_tensor *const *parameters, int64_t count,
+                                 const ga_group_options *options, int64_t *out);
+
+/* Changes a group, from the next update on. Errors: INDEX if there is no such group; INVALID_ARGUMENT. */
+ga_status ga_optimizer_set_group(ga_optimizer *optimizer, int64_t group, const ga_group_options *options);
+ga_status ga_optimizer_group(const ga_optimizer *optimizer, int64_t group, ga_group_options *out);
+ga_status ga_optimizer_group_count(const ga_optimizer *optimizer, int64_t *out);
 
 /* ====== Splitting a batch =============================================================================== */
 /*

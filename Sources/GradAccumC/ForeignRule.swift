@@ -8,6 +8,7 @@ struct ForeignRule: UpdateRule {
     static let mostSlots: Int64 = 64
 
     var learningRate: Double
+    var weightDecay: Double
     let slotCount: Int
     let isElementwise: Bool
     let function: ForeignUpdate
@@ -16,7 +17,10 @@ struct ForeignRule: UpdateRule {
         (0..<slotCount).map { Slot("slot\($0)", shape: shape) }
     }
 
-    func validate() throws(GAError) { try requireLearningRate() }
+    func validate() throws(GAError) {
+        try requireLearningRate()
+        try require(weightDecay, "weight_decay", in: 0...Double.infinity)
+    }
 
     func apply(_ update: Update) throws(GAError) {
         guard !isElementwise else {
@@ -32,7 +36,7 @@ struct ForeignRule: UpdateRule {
         var context = ga_update(
             struct_size: UInt32(MemoryLayout<ga_update>.size), reserved: 0, update: Int64(update.number),
             parameter: Int64(parameter.index), start: Int64(start), learning_rate: learningRate,
-            gradient_scale: Double(update.gradientScale))
+            gradient_scale: Double(update.gradientScale), weight_decay: weightDecay)
         // No array, as this runs in tiles: see ``Update/forEachPiece(_:)``.
         let status = withUnsafeTemporaryAllocation(
             of: UnsafeMutablePointer<Float>?.self, capacity: slotCount

@@ -230,7 +230,7 @@ public func ga_custom_create(
     var function: ForeignUpdate?
     let status = creating(
         out, parameters, count, given,
-        or: ga_custom_options(struct_size: 0, elementwise: 0, learning_rate: 1e-3, slot_count: 0)
+        or: ga_custom_options(struct_size: 0, elementwise: 0, learning_rate: 1e-3, slot_count: 0, weight_decay: 0)
     ) { (chosen) throws(GAError) in
         let update = ForeignUpdate(try required(update, "update"), user, release)
         function = update
@@ -240,7 +240,7 @@ public func ga_custom_create(
                 "custom: slot_count is \(chosen.slot_count): it must be in 0 ... \(ForeignRule.mostSlots)")
         }
         return ForeignRule(
-            learningRate: chosen.learning_rate, slotCount: Int(chosen.slot_count),
+            learningRate: chosen.learning_rate, weightDecay: chosen.weight_decay, slotCount: Int(chosen.slot_count),
             isElementwise: try flag(chosen.elementwise, "elementwise"), function: update)
     }
     function?.isOwned = status == GA_OK
@@ -263,6 +263,59 @@ public func ga_optimizer_learning_rate(_ handle: OpaquePointer!, _ out: UnsafeMu
         let optimizer = try optimizer(handle)
         try required(out, "out").pointee = optimizer.learningRate
     }
+}
+
+@_cdecl("ga_optimizer_add_group") @implementation
+public func ga_optimizer_add_group(
+    _ handle: OpaquePointer!, _ parameters: UnsafePointer<OpaquePointer?>!, _ count: Int64,
+    _ given: UnsafePointer<ga_group_options>!, _ out: UnsafeMutablePointer<Int64>!
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let optimizer = try optimizer(handle)
+        let out = try required(out, "out")
+        let group = try group(given)
+        out.pointee = Int64(try optimizer.addGroup(try tensors(parameters, count, "parameters"), group))
+    }
+}
+
+@_cdecl("ga_optimizer_set_group") @implementation
+public func ga_optimizer_set_group(
+    _ handle: OpaquePointer!, _ number: Int64, _ given: UnsafePointer<ga_group_options>!
+) -> ga_status {
+    guarded { () throws(GAError) in try optimizer(handle).setGroup(Int(number), try group(given)) }
+}
+
+@_cdecl("ga_optimizer_group") @implementation
+public func ga_optimizer_group(
+    _ handle: OpaquePointer!, _ number: Int64, _ out: UnsafeMutablePointer<ga_group_options>!
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let optimizer = try optimizer(handle)
+        let out = try required(out, "out")
+        try store(groupOptions(try optimizer.group(Int(number))), to: out)
+    }
+}
+
+@_cdecl("ga_optimizer_group_count") @implementation
+public func ga_optimizer_group_count(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<Int64>!) -> ga_status {
+    guarded { () throws(GAError) in
+        let optimizer = try optimizer(handle)
+        try required(out, "out").pointee = Int64(optimizer.groupCount)
+    }
+}
+
+/// In the header, a weight decay of the rule is a negative one, and no limit is 0.
+private func group(_ given: UnsafePointer<ga_group_options>?) throws(GAError) -> ParameterGroup {
+    let chosen = try options(given, or: groupOptions(ParameterGroup()))
+    return ParameterGroup(
+        learningRateScale: chosen.learning_rate_scale, weightDecay: chosen.weight_decay < 0 ? nil : chosen.weight_decay,
+        maxGradNorm: chosen.max_grad_norm == 0 ? nil : chosen.max_grad_norm)
+}
+
+private func groupOptions(_ group: ParameterGroup) -> ga_group_options {
+    ga_group_options(
+        struct_size: 0, reserved: 0, learning_rate_scale: group.learningRateScale,
+        weight_decay: group.weightDecay ?? -1, max_grad_norm: group.maxGradNorm ?? 0)
 }
 
 func optimizer(_ handle: OpaquePointer?) throws(GAError) -> Optimizer {

@@ -32,6 +32,7 @@ struct OptimizerCase: Sendable {
     typealias Reference = @Sendable (inout Truth, _ gradient: [Double], _ update: Int) -> Void
 
     let name: String
+    let rule: any UpdateRule & Sendable
     let make: @Sendable ([Tensor]) throws(GAError) -> Optimizer
     /// Updates a parameter; updates count from 1.
     let reference: Reference
@@ -42,6 +43,7 @@ struct OptimizerCase: Sendable {
 
     init<Rule: UpdateRule & Sendable>(_ name: String, _ rule: Rule, _ reference: @escaping Reference) {
         self.name = name
+        self.rule = rule
         make = { parameters throws(GAError) in try Optimizer(parameters, rule) }
         self.reference = reference
     }

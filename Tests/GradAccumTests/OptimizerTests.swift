@@ -3,43 +3,15 @@ import XCTest
 
 /// Every row of the table against its rule in double, and against the promises of the window.
 final class OptimizerTests: XCTestCase {
-    /// Gradients of one update, the same for every caller.
-    private func gradients(_ shapes: [[Int]], update: Int, scale: Float = 1) -> [[Float]] {
-        var generator = SplitMix64(UInt64(100 + update))
-        return shapes.map { shape in
-            (0..<shape.reduce(1, *)).map { _ in scale * Float.random(in: -1...1, using: &generator) }
-        }
-    }
-
-    private func parameters(_ shapes: [[Int]]) throws -> [Tensor] {
-        try shapes.enumerated().map { index, shape in
-            let tensor = try Tensor.zeros(shape)
-            try tensor.fillUniform(low: -1, high: 1, seed: UInt64(index))
-            return tensor
-        }
-    }
-
-    private func add(_ values: [[Float]], to accumulator: Accumulator, weight: Double) throws {
-        let buffers = values.map { UnsafeMutableBufferPointer<Float>.allocate(capacity: $0.count) }
-        defer { for buffer in buffers { buffer.deallocate() } }
-        for (buffer, value) in zip(buffers, values) { _ = buffer.initialize(from: value) }
-        try accumulator.accumulate(
-            gradients: buffers.map { UnsafeRawPointer($0.baseAddress!) }, loss: 0, weight: weight)
-    }
-
-    private func bits(_ tensors: [Tensor]) throws -> [[UInt32]] {
-        try tensors.map { try $0.values().map(\.bitPattern) }
-    }
-
     private func expectParity(_ row: OptimizerCase, _ shapes: [[Int]], updates: Int) throws {
-        let parameters = try parameters(shapes)
+        let parameters = try randomParameters(shapes)
         var truths = try parameters.enumerated().map { index, parameter in
             OptimizerCase.Truth(index, parameter.shape, try parameter.values().map(Double.init))
         }
         let accumulator = try Accumulator(try row.make(parameters))
         for update in 1...updates {
             // Twice the gradient with the weight 2: the step divides exactly.
-            let values = gradients(shapes, update: update)
+            let values = randomGradients(shapes, update: update)
             try add(values.map { $0.map { 2 * $0 } }, to: accumulator, weight: 2)
             XCTAssertEqual(try accumulator.step().updateCount, update)
             for index in values.indices { row.reference(&truths[index], values[index].map(Double.init), update) }
@@ -62,18 +34,18 @@ final class OptimizerTests: XCTestCase {
 
     func testMicroBatchesEqualOneBatch() throws {
         for row in OptimizerCase.all {
-            let whole = try parameters(row.shapes)
-            let split = try parameters(row.shapes)
+            let whole = try randomParameters(row.shapes)
+            let split = try randomParameters(row.shapes)
             let a = try Accumulator(try row.make(whole))
             let b = try Accumulator(try row.make(split))
             for update in 1...5 {
                 // Multiples of 1/8 that add up without rounding.
-                let values = gradients(row.shapes, update: update).map { $0.map { ($0 * 8).rounded() / 8 } }
+                let values = randomGradients(row.shapes, update: update).map { $0.map { ($0 * 8).rounded() / 8 } }
                 try add(values.map { $0.map { 3 * $0 } }, to: a, weight: 3)
                 for _ in 0..<3 { try add(values, to: b, weight: 1) }
                 XCTAssertEqual(try a.step().gradientNorm, try b.step().gradientNorm)
             }
-            XCTAssertEqual(try bits(whole), try bits(split), row.name)
+            XCTAssertEqual(try bits(of: whole), try bits(of: split), row.name)
         }
     }
 
@@ -81,13 +53,13 @@ final class OptimizerTests: XCTestCase {
         for row in OptimizerCase.all {
             let results = try (1...3).map { threads in
                 try withThreads(threads) {
-                    let parameters = try parameters(row.shapes)
+                    let parameters = try randomParameters(row.shapes)
                     let accumulator = try Accumulator(try row.make(parameters), .init(maxGradNorm: 1))
                     for update in 1...3 {
-                        try add(gradients(row.shapes, update: update), to: accumulator, weight: 1)
+                        try add(randomGradients(row.shapes, update: update), to: accumulator, weight: 1)
                         _ = try accumulator.step()
                     }
-                    return try bits(parameters)
+                    return try bits(of: parameters)
                 }
             }
             XCTAssert(results.allSatisfy { $0 == results[0] }, row.name)
@@ -96,9 +68,9 @@ final class OptimizerTests: XCTestCase {
 
     func testAStepTakesNoMemory() throws {
         for row in OptimizerCase.all {
-            let accumulator = try Accumulator(try row.make(try parameters(row.shapes)))
+            let accumulator = try Accumulator(try row.make(try randomParameters(row.shapes)))
             for update in 1...3 {
-                try add(gradients(row.shapes, update: update), to: accumulator, weight: 1)
+                try add(randomGradients(row.shapes, update: update), to: accumulator, weight: 1)
                 Runtime.resetPeakMemory()
                 let before = Runtime.memoryUsage
                 _ = try accumulator.step()
@@ -110,31 +82,31 @@ final class OptimizerTests: XCTestCase {
 
     func testASkippedWindowLeavesNoTrace() throws {
         for row in OptimizerCase.all {
-            let plain = try parameters(row.shapes)
-            let skipping = try parameters(row.shapes)
+            let plain = try randomParameters(row.shapes)
+            let skipping = try randomParameters(row.shapes)
             let a = try Accumulator(try row.make(plain), .init(maxGradNorm: 1))
             let b = try Accumulator(try row.make(skipping), .init(maxGradNorm: 1))
             for update in 1...6 {
                 for poison in [Float.nan, .infinity, -.infinity] {
-                    var bad = gradients(row.shapes, update: 50 + update)
+                    var bad = randomGradients(row.shapes, update: 50 + update)
                     bad[3][12_345 + update] = poison
                     try add(bad, to: b, weight: 1)
                     let report = try b.step()
                     XCTAssertEqual(report.outcome, .skippedNonFinite)
                     XCTAssertEqual(report.updateCount, update - 1)
                 }
-                try add(gradients(row.shapes, update: update), to: a, weight: 1)
-                try add(gradients(row.shapes, update: update), to: b, weight: 1)
+                try add(randomGradients(row.shapes, update: update), to: a, weight: 1)
+                try add(randomGradients(row.shapes, update: update), to: b, weight: 1)
                 XCTAssertEqual(try a.step(), try b.step())
             }
-            XCTAssertEqual(try bits(plain), try bits(skipping), row.name)
+            XCTAssertEqual(try bits(of: plain), try bits(of: skipping), row.name)
         }
     }
 
     /// A sum of squares, with a learning rate that falls to 0: what a rule with a fixed length of step needs.
     func testAConvexProblemConverges() throws {
         for row in OptimizerCase.all {
-            let parameters = try parameters([[15], [6, 4]])
+            let parameters = try randomParameters([[15], [6, 4]])
             let optimizer = try row.make(parameters)
             let (accumulator, start) = (try Accumulator(optimizer), optimizer.learningRate)
             let updates = 1000
@@ -152,10 +124,10 @@ final class OptimizerTests: XCTestCase {
     /// Gradients, and so moments, from zero and denormals to what overflows when it is squared.
     func testExtremeGradientsMakeFiniteParameters() throws {
         for row in OptimizerCase.all {
-            let parameters = try parameters(row.shapes)
+            let parameters = try randomParameters(row.shapes)
             let accumulator = try Accumulator(try row.make(parameters))
             for (update, scale) in [0, 0x1p-149, 1e-40, 1e-22, 1, 1e-30, 0, 1e15, 1].enumerated() {
-                try add(gradients(row.shapes, update: update, scale: Float(scale)), to: accumulator, weight: 1)
+                try add(randomGradients(row.shapes, update: update, scale: Float(scale)), to: accumulator, weight: 1)
                 XCTAssertEqual(try accumulator.step().outcome, .applied)
             }
             XCTAssert(try parameters.allSatisfy { try $0.values().allSatisfy(\.isFinite) }, row.name)

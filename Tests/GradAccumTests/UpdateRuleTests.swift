@@ -7,6 +7,7 @@ final class UpdateRuleTests: XCTestCase {
     private struct HeavyBall: ElementwiseRule {
         static var name: StaticString { "heavy ball" }
         var learningRate = 0.5
+        var weightDecay = 0.0
         var slotNames: [String] { ["velocity"] }
 
         func validate() throws(GAError) { try requireLearningRate() }
@@ -25,6 +26,7 @@ final class UpdateRuleTests: XCTestCase {
     private struct Normalized: UpdateRule {
         static var name: StaticString { "normalized" }
         var learningRate = 1.0
+        var weightDecay = 0.0
         var before: (Update) throws(GAError) -> Void = { _ in }
         var after: (Update) throws(GAError) -> Void = { _ in }
 
@@ -142,6 +144,7 @@ final class UpdateRuleTests: XCTestCase {
         struct Greedy: UpdateRule {
             static var name: StaticString { "greedy" }
             var learningRate = 1.0
+            var weightDecay = 0.0
             let shape: [Int]
             func slots(ofParameter index: Int, shape: [Int]) -> [Slot] { [Slot("all", shape: self.shape)] }
             func validate() throws(GAError) {}

@@ -33,6 +33,7 @@ int main(void) {
     ga_adamw8bit_options adamw8bit = GA_ADAMW8BIT_OPTIONS_INIT;
     ga_update update = GA_UPDATE_INIT;
     ga_custom_options custom = GA_CUSTOM_OPTIONS_INIT;
+    ga_group_options group = GA_GROUP_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -145,10 +146,16 @@ int main(void) {
     EXPECT(update.learning_rate == 0.0 && offsetof(ga_update, learning_rate) == 32);
     EXPECT(update.gradient_scale == 0.0 && offsetof(ga_update, gradient_scale) == 40);
 
-    EXPECT(custom.struct_size == sizeof custom && sizeof custom == 24);
+    EXPECT(custom.struct_size == sizeof custom && sizeof custom == 32);
     EXPECT(custom.elementwise == 0 && offsetof(ga_custom_options, elementwise) == 4);
     EXPECT(custom.learning_rate == 1e-3 && offsetof(ga_custom_options, learning_rate) == 8);
     EXPECT(custom.slot_count == 0 && offsetof(ga_custom_options, slot_count) == 16);
+    EXPECT(custom.weight_decay == 0.0 && offsetof(ga_custom_options, weight_decay) == 24);
+
+    EXPECT(group.struct_size == sizeof group && sizeof group == 32);
+    EXPECT(group.learning_rate_scale == 1.0 && offsetof(ga_group_options, learning_rate_scale) == 8);
+    EXPECT(group.weight_decay == -1.0 && offsetof(ga_group_options, weight_decay) == 16);
+    EXPECT(group.max_grad_norm == 0.0 && offsetof(ga_group_options, max_grad_norm) == 24);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 96);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

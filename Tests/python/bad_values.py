@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import c_double, c_int32
+from ctypes import c_double, c_int32, c_int64
 
 import numpy as np
 from gradaccum import _ffi
@@ -17,6 +17,7 @@ from calls import (
     ok,
     optimizer,
     out,
+    patterned,
     sizes,
     tensor,
 )
@@ -134,9 +135,6 @@ case("ga_tensor_set_requires_grad: integers", DTYPE, "tensor")(
 )
 case("ga_tensor_set_requires_grad: result of an operation", STATE, "tensor")(
     lambda w: ("ga_tensor_set_requires_grad", made(raw.ga_relu, w.weight), 0)
-)
-case("ga_tensor_set_requires_grad: a parameter stays one", STATE, "tensor")(
-    lambda w: ("ga_tensor_set_requires_grad", w.weight, 0)
 )
 case("ga_scope_close: negative count", INVALID_ARGUMENT, "keep_count")(changed("ga_scope_close", 2, -1))
 
@@ -380,6 +378,8 @@ for field, value in (
     ("slot_count", -1),
     ("slot_count", 65),
     ("slot_count", I64_MAX),
+    ("weight_decay", -0.1),
+    ("weight_decay", INF),
 ):
     case(f"ga_custom_create: {field} {value}", INVALID_ARGUMENT, field)(
         changed("ga_custom_create", 6, lambda w, f=field, v=value: _ffi.CustomOptions(**{f: v}))
@@ -417,6 +417,55 @@ for value in (NAN, INF, -0.1):
     case(f"ga_optimizer_set_learning_rate: {value}", INVALID_ARGUMENT, "learning_rate")(
         changed("ga_optimizer_set_learning_rate", 1, value)
     )
+
+
+# ------ groups ------
+
+for function, at in (("ga_optimizer_add_group", 3), ("ga_optimizer_set_group", 2)):
+    for field, value in (
+        ("learning_rate_scale", -0.1),
+        ("learning_rate_scale", NAN),
+        ("learning_rate_scale", INF),
+        ("learning_rate_scale", 1e300),
+        ("weight_decay", NAN),
+        ("weight_decay", INF),
+        ("weight_decay", 1e39),
+        ("max_grad_norm", -1.0),
+        ("max_grad_norm", NAN),
+        ("max_grad_norm", INF),
+    ):
+        case(f"{function}: {field} {value}", INVALID_ARGUMENT, field)(
+            changed(function, at, lambda w, f=field, v=value: _ffi.GroupOptions(**{f: v}))
+        )
+for count in (0, -1, I64_MIN):
+    case(f"ga_optimizer_add_group: count {count}", INVALID_ARGUMENT, "parameters" if count == 0 else "count")(
+        changed("ga_optimizer_add_group", 2, count)
+    )
+case("ga_optimizer_add_group: of another optimizer", INVALID_ARGUMENT, "parameters[0]", "create")(
+    lambda w: ("ga_optimizer_add_group", w.free_optimizer, handles(w.weight), 1, None, patterned(c_int64))
+)
+case("ga_optimizer_add_group: no parameter", INVALID_ARGUMENT, "parameters[0]")(
+    changed("ga_optimizer_add_group", 1, lambda w: handles(w.x))
+)
+case("ga_optimizer_add_group: in a group", STATE, "parameters[0]", "group 0")(
+    changed("ga_optimizer_add_group", 1, lambda w: handles(w.bias))
+)
+case("ga_optimizer_add_group: twice", INVALID_ARGUMENT, "parameters[0]", "parameters[1]")(
+    lambda w: (
+        "ga_optimizer_add_group",
+        w.optimizer,
+        handles(w.weight, w.weight),
+        2,
+        None,
+        patterned(c_int64),
+    )
+)
+for group in (-1, 1, I64_MIN, I64_MAX):
+    for function in ("ga_optimizer_set_group", "ga_optimizer_group"):
+        case(f"{function}: {group}", INDEX, "group")(changed(function, 1, group))
+case("ga_optimizer_group: of an optimizer without", INDEX, "group", "add")(
+    changed("ga_optimizer_group", 0, lambda w: w.free_optimizer)
+)
 
 # ------ splitting ------
 

@@ -93,6 +93,7 @@ class World:
         self.bias = leaf(rng.standard_normal(3))
         self.parameters = (self.weight, self.bias)
         self.optimizer = optimizer(self.parameters)
+        ok(raw.ga_optimizer_add_group(self.optimizer, handles(self.bias), 1, None, c_int64()))
         self.accumulator = made(raw.ga_accumulator_create, self.optimizer, None)
         self.free_leaves = (leaf(np.ones((2, 2))), leaf(np.ones(2)))  # of no optimizer
         self.free_optimizer = optimizer([leaf(np.ones(2))])  # of no accumulator
@@ -261,6 +262,16 @@ VALID: dict[str, Arguments] = {
     "ga_optimizer_free": lambda w: [optimizer([leaf(np.ones(2))])],
     "ga_optimizer_set_learning_rate": lambda w: [w.optimizer, 0.1],
     "ga_optimizer_learning_rate": lambda w: [w.optimizer, patterned(c_double)],
+    "ga_optimizer_add_group": lambda w: [
+        w.optimizer,
+        handles(w.weight),
+        1,
+        _ffi.GroupOptions(),
+        patterned(c_int64),
+    ],
+    "ga_optimizer_set_group": lambda w: [w.optimizer, 0, _ffi.GroupOptions(learning_rate_scale=0.5)],
+    "ga_optimizer_group": lambda w: [w.optimizer, 0, _ffi.GroupOptions()],
+    "ga_optimizer_group_count": lambda w: [w.optimizer, patterned(c_int64)],
     "ga_split_by_count": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_size": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_tokens": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), sizes(3, 4, 1, 5), 4, 6, 0],
@@ -309,6 +320,8 @@ NULLABLE = {
     ("ga_custom_create", "user"),
     ("ga_custom_create", "release"),
     ("ga_custom_create", "options"),
+    ("ga_optimizer_add_group", "options"),
+    ("ga_optimizer_set_group", "options"),
     ("ga_split_by_count", "boundaries"),
     ("ga_split_by_size", "boundaries"),
     ("ga_split_by_tokens", "boundaries"),

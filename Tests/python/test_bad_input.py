@@ -70,6 +70,9 @@ STRUCTS = [
     ("ga_muon_create", 3, _ffi.MuonOptions),
     ("ga_adamw8bit_create", 3, _ffi.AdamW8bitOptions),
     ("ga_custom_create", 6, _ffi.CustomOptions),
+    ("ga_optimizer_add_group", 3, _ffi.GroupOptions),
+    ("ga_optimizer_set_group", 2, _ffi.GroupOptions),
+    ("ga_optimizer_group", 2, _ffi.GroupOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),
     ("ga_window_report", 1, _ffi.Report),
@@ -77,7 +80,8 @@ STRUCTS = [
 ]
 # Of the structs that have grown, the size that they had at first.
 FIRST_SIZES = {_ffi.AccumulatorOptions: 24, _ffi.Report: 64}
-OPTIONS = [x for x in STRUCTS if x[2].__name__.endswith("Options")]
+# One function writes options instead of reading them.
+OPTIONS = [x for x in STRUCTS if x[2].__name__.endswith("Options") and x[0] != "ga_optimizer_group"]
 
 
 def grown(struct: type, tail: bytes) -> object:

@@ -36,6 +36,7 @@ STRUCTS = {
     "ga_adamw8bit_options": _ffi.AdamW8bitOptions,
     "ga_update": _ffi.Update,
     "ga_custom_options": _ffi.CustomOptions,
+    "ga_group_options": _ffi.GroupOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }

@@ -49,7 +49,7 @@ def test_rule_is_told_what_it_is_called_for():
         assert not gradient.flags.writeable
 
     parameters = [ga.zeros((2, 3)), ga.zeros((4,))]
-    optimizer = ga.CustomOptimizer(parameters, rule, lr=0.5)
+    optimizer = ga.CustomOptimizer(parameters, rule, lr=0.5, weight_decay=0.1)
     accumulator = ga.Accumulator(optimizer)
     accumulator.accumulate_gradients([None, np.ones(4, np.float32)], 0.0, 4)
     accumulator.step()
@@ -57,9 +57,9 @@ def test_rule_is_told_what_it_is_called_for():
     accumulator.accumulate_gradients([np.ones((2, 3), np.float32), np.ones(4, np.float32)], 0.0, 1)
     accumulator.step()
     assert told == [
-        (ga.Update(update=1, parameter=1, start=0, lr=0.5, gradient_scale=0.25), 4, 0),
-        (ga.Update(update=2, parameter=0, start=0, lr=0.25, gradient_scale=1.0), 6, 0),
-        (ga.Update(update=2, parameter=1, start=0, lr=0.25, gradient_scale=1.0), 4, 0),
+        (ga.Update(update=1, parameter=1, start=0, lr=0.5, gradient_scale=0.25, weight_decay=0.1), 4, 0),
+        (ga.Update(update=1, parameter=0, start=0, lr=0.25, gradient_scale=1.0, weight_decay=0.1), 6, 0),
+        (ga.Update(update=2, parameter=1, start=0, lr=0.25, gradient_scale=1.0, weight_decay=0.1), 4, 0),
     ]
 
 

@@ -48,11 +48,11 @@ extension Accumulator {
             return .skippedOutlier
         }
         guard
-            let clipped = try clipping.clip(
-                gradients, of: optimizer.parameters, norm: report.gradientNorm, weight: divisor)
+            let clipped = try GroupClipping(clipping: clipping, optimizer: optimizer)
+                .clip(gradients, squares: squares, weight: divisor)
         else { return try skipNonFinite(&report, operation) }
         report.clipFactor = clipped.factor
-        try optimizer.apply(gradients, scale: clipped.scale)
+        try optimizer.apply(gradients, scales: clipped.scales)
         outliers.add(report, options)
         consecutiveSkips = 0
         report.consecutiveSkips = 0
@@ -74,9 +74,10 @@ extension Accumulator {
 
     /// Adds the places of each parameter in their order, and takes the squares of the sums in the same pass.
     ///
-    /// Returns the sums, nil for a parameter that nothing was added to, and per parameter the sum of their squares.
+    /// Returns the sums, nil for a parameter that is frozen or that nothing was added to, and per parameter the sum of
+    /// their squares.
     func foldPlaces(_ gradients: [LeafGradient]) throws(GAError) -> ([Tensor?], squares: [Double]) {
-        let totals = gradients.map { $0.total?.tensor }
+        let totals = zip(gradients, optimizer.parameters).map { $1.requiresGrad ? $0.total?.tensor : nil }
         let pieces = Pieces(totals.map { $0?.elementCount ?? 0 })
         var parts = [Double](repeating: 0, count: pieces.count)
         try parts.withUnsafeMutableBufferPointer { (parts) throws(GAError) in

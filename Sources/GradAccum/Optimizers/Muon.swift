@@ -73,6 +73,11 @@ extension Muon: UpdateRule {
         shape.count == 2 && !adamWParameters.contains(index)
     }
 
+    public mutating func setWeightDecay(_ value: Double) {
+        weightDecay = value
+        adamWWeightDecay = value
+    }
+
     public func slots(ofParameter index: Int, shape: [Int]) -> [Slot] {
         isMatrix(index, shape)
             ? [Slot("momentum_buffer", shape: shape)] : adamW.slots(ofParameter: index, shape: shape)

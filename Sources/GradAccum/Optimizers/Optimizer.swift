@@ -3,7 +3,10 @@ public final class Optimizer {
     public let parameters: [Tensor]
     /// Updates applied so far: the one clock of bias correction and schedules.
     public internal(set) var updateCount = 0
-    private var rule: any UpdateRule
+    private(set) var rule: any UpdateRule
+    var groups: ParameterGroups
+    /// Per parameter, the updates that it had part in: the clock of its state.
+    private var updateCounts: [Int]
     /// Per parameter, the arrays that the rule keeps.
     private let slots: [[SlotMemory]]
     private let workspace: Tensor
@@ -24,6 +27,8 @@ public final class Optimizer {
             slots.append(own)
         }
         workspace = try Tensor(uninitialized: [rule.workspace(shapes: parameters.map(\.shape))], for: "optimizer")
+        groups = ParameterGroups(parameterCount: parameters.count)
+        updateCounts = parameters.map { _ in 0 }
         self.parameters = parameters
         self.rule = rule
         self.slots = slots
@@ -61,6 +66,7 @@ public final class Optimizer {
         var new = rule
         new.learningRate = value
         try new.validate()
+        for group in groups.all { _ = try group.rule(new) }
         rule = new
     }
 
@@ -69,11 +75,11 @@ public final class Optimizer {
     /// The names, types and shapes of the state of parameter `index`.
     public func slots(ofParameter index: Int) -> [Slot] { slots[index].map(\.slot) }
 
-    /// Updates the parameters that have a gradient, `gradients[i]` scaled by `scale`, and counts the update.
+    /// Updates the parameters that have a gradient, `gradients[i]` scaled by `scales[i]`, and counts the update.
     ///
-    /// Errors: those of the rule, and the update is not counted then; `state` from within an update, which only a rule of
-    /// the caller can be.
-    func apply(_ gradients: [Tensor?], scale: Float) throws(GAError) {
+    /// All others keep their values, their state and the clock of it. Errors: those of the rule, and the update is not
+    /// counted then; `state` from within an update, which only a rule of the caller can be.
+    func apply(_ gradients: [Tensor?], scales: [Float]) throws(GAError) {
         guard !isUpdating else {
             throw GAError(.state, "step: this optimizer is in the middle of an update: call it afterwards")
         }
@@ -81,19 +87,47 @@ public final class Optimizer {
         defer { isUpdating = false }
         // A copy: the caller's rule may set the learning rate of the next update.
         let rule = rule
-        var updated: [Update.Parameter] = []
+        var ruleOfGroup: [Int?: any UpdateRule] = [nil: rule]
+        for (number, group) in groups.all.enumerated() { ruleOfGroup[number] = try group.rule(rule) }
+        let parts = parts(gradients, scales)
+        for (part, updated) in parts {
+            try ruleOfGroup[part.group]!.apply(
+                Update(
+                    number: part.number, gradientScale: part.scale, parameters: updated,
+                    workspace: UnsafeMutableBufferPointer(start: workspace.floats, count: workspace.elementCount)))
+        }
+        for (_, updated) in parts {
+            for parameter in updated { updateCounts[parameter.index] += 1 }
+        }
+        updateCount += 1
+    }
+
+    /// Parameters that a rule can update together.
+    private struct Part: Hashable {
+        let group: Int?
+        /// Of their update.
+        let number: Int
+        let scale: Float
+    }
+
+    /// The parameters that have a gradient, in parts, each in their order.
+    private func parts(_ gradients: [Tensor?], _ scales: [Float]) -> [(Part, [Update.Parameter])] {
+        var parts: [(Part, [Update.Parameter])] = []
+        var places: [Part: Int] = [:]
         for (index, parameter) in parameters.enumerated() {
             guard let gradient = gradients[index] else { continue }
+            let part = Part(group: groups.ofParameter[index], number: updateCounts[index] + 1, scale: scales[index])
+            let place = places[part] ?? parts.count
+            if place == parts.count {
+                places[part] = place
+                parts.append((part, []))
+            }
             parameter.storage.noteWrite()
-            updated.append(
+            parts[place].1.append(
                 Update.Parameter(
                     index: index, shape: parameter.shape, count: parameter.elementCount, values: parameter.floats,
                     gradient: UnsafePointer(gradient.floats), slots: slots[index].map(\.storage.address)))
         }
-        try rule.apply(
-            Update(
-                number: updateCount + 1, gradientScale: scale, parameters: updated,
-                workspace: UnsafeMutableBufferPointer(start: workspace.floats, count: workspace.elementCount)))
-        updateCount += 1
+        return parts
     }
 }

@@ -18,7 +18,7 @@ public struct Update {
         }
     }
 
-    /// Counts from 1: the clock of bias correction.
+    /// Which update it is of each of these parameters, from 1: the clock of bias correction.
     public let number: Int
     /// What a rule multiplies every gradient by first: 1 over the weight of the window, times the clip factor.
     public let gradientScale: Float

@@ -8,6 +8,12 @@ public protocol UpdateRule {
 
     var learningRate: Double { get set }
 
+    /// The share of a parameter that is taken from it, or added to its gradient; 0 in a rule without.
+    var weightDecay: Double { get set }
+
+    /// Sets the weight decay of all parameters; a rule that has one for some of them alone says how.
+    mutating func setWeightDecay(_ value: Double)
+
     /// The arrays that the rule keeps for a parameter: zeros at first, they live as long as the optimizer.
     func slots(ofParameter index: Int, shape: [Int]) -> [Slot]
 
@@ -59,6 +65,8 @@ extension ElementwiseRule {
 }
 
 extension UpdateRule {
+    public mutating func setWeightDecay(_ value: Double) { weightDecay = value }
+
     public func workspace(shapes: [[Int]]) -> Int { 0 }
 
     /// Errors: `invalidArgument` unless the value is finite in float32 and in the range.

@@ -164,9 +164,6 @@ public final class Tensor {
     /// Makes a float32 tensor that no operation produced a leaf for gradients, or an ordinary tensor again.
     public func setRequiresGrad(_ required: Bool) throws(GAError) {
         try requireLeafable("requires_grad: tensor")
-        guard required || owner == nil else {
-            throw GAError(.state, "requires_grad: \(label) is a parameter of an optimizer and stays one")
-        }
         isLeaf = required
     }
 

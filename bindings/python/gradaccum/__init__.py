@@ -54,7 +54,21 @@ from .ops import (
     sum,
     transpose,
 )
-from .optim import LAMB, LARS, SGD, Adafactor, Adam, AdamW, AdamW8bit, Lion, Muon, NAdam, Optimizer, RAdam
+from .optim import (
+    LAMB,
+    LARS,
+    SGD,
+    Adafactor,
+    Adam,
+    AdamW,
+    AdamW8bit,
+    Lion,
+    Muon,
+    NAdam,
+    Optimizer,
+    ParameterGroup,
+    RAdam,
+)
 from .runtime import (
     MemoryUsage,
     compute_dtype,
@@ -102,6 +116,7 @@ __all__ = [
     "NAdam",
     "Optimizer",
     "Outcome",
+    "ParameterGroup",
     "RAdam",
     "Report",
     "SGD",

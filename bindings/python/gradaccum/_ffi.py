@@ -280,6 +280,7 @@ class Update(_Sized):
         ("start", c_int64),
         ("learning_rate", c_double),
         ("gradient_scale", c_double),
+        ("weight_decay", c_double),
     ]
 
 
@@ -289,8 +290,20 @@ class CustomOptions(_Sized):
         ("elementwise", c_int32),
         ("learning_rate", c_double),
         ("slot_count", c_int64),
+        ("weight_decay", c_double),
     ]
     _defaults_ = (("learning_rate", 1e-3),)
+
+
+class GroupOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("reserved", c_uint32),
+        ("learning_rate_scale", c_double),
+        ("weight_decay", c_double),
+        ("max_grad_norm", c_double),
+    ]
+    _defaults_ = (("learning_rate_scale", 1.0), ("weight_decay", -1.0))
 
 
 class AccumulatorOptions(_Sized):
@@ -458,6 +471,10 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_optimizer_free": (None, (_handle,)),
     "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
     "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),
+    "ga_optimizer_add_group": (_Status, (_handle, _handles, c_int64, POINTER(GroupOptions), _int64s)),
+    "ga_optimizer_set_group": (_Status, (_handle, c_int64, POINTER(GroupOptions))),
+    "ga_optimizer_group": (_Status, (_handle, c_int64, POINTER(GroupOptions))),
+    "ga_optimizer_group_count": (_Status, (_handle, _int64s)),
     # Splitting a batch
     "ga_split_by_count": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
     "ga_split_by_size": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from ctypes import Structure
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from . import _ffi
 from ._ffi import lib
 from .errors import GAError
-from .optim import Optimizer
+from .optim import Optimizer, Parameters
 from .tensor import Tensor
 
 
@@ -22,7 +22,7 @@ class Update:
     """What a rule is told besides its arrays."""
 
     update: int
-    """Counts from 1."""
+    """Counts from 1 the updates that the parameter has part in."""
     parameter: int
     """The place among the optimizer's parameters."""
     start: int
@@ -30,6 +30,8 @@ class Update:
     lr: float
     gradient_scale: float
     """To multiply the gradient by: 1 over the window's weight, times the clip factor."""
+    weight_decay: float
+    """That of the optimizer, or of the parameter's group."""
 
 
 Rule = Callable[[np.ndarray, np.ndarray, "list[np.ndarray]", Update], None]
@@ -60,7 +62,14 @@ class _Rule:
                 np.ctypeslib.as_array(parameter, (count,)),
                 read_only,
                 arrays,
-                Update(told.update, told.parameter, told.start, told.learning_rate, told.gradient_scale),
+                Update(
+                    told.update,
+                    told.parameter,
+                    told.start,
+                    told.learning_rate,
+                    told.gradient_scale,
+                    told.weight_decay,
+                ),
             )
             return _OK
         except BaseException as error:  # goes on where the library has returned
@@ -77,7 +86,7 @@ class CustomOptimizer(Optimizer):
     """An optimizer whose rule is a function of Python.
 
     rule(parameter, gradient, slots, update) changes the flat arrays parameter and slots in place; gradient is to be
-    multiplied by update.gradient_scale. slots are arrays of the parameter's size, zeros at first. An exception ends
+    multiplied by update.gradient_scale; update.weight_decay is the rule's to use. slots are arrays of the parameter's size, zeros at first. An exception ends
     the step: the window is dropped, the update not counted, and what the rule has changed stays.
 
     elementwise: the rule updates every element alone; it is then called for pieces, on several threads.
@@ -85,10 +94,11 @@ class CustomOptimizer(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         rule: Rule,
         lr: float = 1e-3,
         *,
+        weight_decay: float = 0.0,
         slots: int = 0,
         elementwise: bool = False,
     ) -> None:
@@ -100,7 +110,9 @@ class CustomOptimizer(Optimizer):
                 out, addresses, count, self._rule.callback, number, _release, options
             )
 
-        options = _ffi.CustomOptions(elementwise=int(elementwise), learning_rate=lr, slot_count=slots)
+        options = _ffi.CustomOptions(
+            elementwise=int(elementwise), learning_rate=lr, slot_count=slots, weight_decay=weight_decay
+        )
         try:
             super().__init__(create, parameters, options)
         except BaseException:

@@ -13,16 +13,114 @@ from .errors import GAInvalidArgumentError
 from .tensor import Tensor
 
 
-class Optimizer:
-    """The base of the optimizers below."""
+Parameters = Iterable["Tensor | dict[str, Any]"]
+"""Tensors, or groups as torch.optim has them: dicts of "params" and what Optimizer.add_group takes."""
 
-    def __init__(self, create: Callable[..., int], parameters: Iterable[Tensor], options: Structure) -> None:
-        self.parameters: tuple[Tensor, ...] = tuple(parameters)
-        addresses = (c_void_p * len(self.parameters))(*(x.handle for x in self.parameters))
+
+class ParameterGroup:
+    """Some parameters of an optimizer and what they have of their own: see Optimizer.add_group."""
+
+    def __init__(self, optimizer: Optimizer, number: int, parameters: tuple[Tensor, ...]) -> None:
+        self._optimizer = optimizer
+        self._number = number
+        self.parameters = parameters
+
+    def _options(self) -> _ffi.GroupOptions:
+        options = _ffi.GroupOptions()
+        lib.ga_optimizer_group(self._optimizer.handle, self._number, byref(options))
+        return options
+
+    def _set(self, **fields: float) -> None:
+        options = self._options()
+        for name, value in fields.items():
+            setattr(options, name, value)
+        lib.ga_optimizer_set_group(self._optimizer.handle, self._number, byref(options))
+
+    @property
+    def lr_scale(self) -> float:
+        """What the optimizer's learning rate is multiplied by."""
+        return self._options().learning_rate_scale
+
+    @lr_scale.setter
+    def lr_scale(self, value: float) -> None:
+        self._set(learning_rate_scale=value)
+
+    @property
+    def weight_decay(self) -> float | None:
+        """None: the optimizer's."""
+        value = self._options().weight_decay
+        return None if value < 0 else value
+
+    @weight_decay.setter
+    def weight_decay(self, value: float | None) -> None:
+        self._set(weight_decay=_decay_or_own(value))
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The largest norm of the group's mean gradient, apart from all others; 0: clipped with the rest."""
+        return self._options().max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float) -> None:
+        self._set(max_grad_norm=value)
+
+
+def _decay_or_own(value: float | None) -> float:
+    """As the header has it: below 0 for the optimizer's own."""
+    if value is None:
+        return -1.0
+    if value < 0:
+        raise GAInvalidArgumentError(f"weight_decay is {value}: it must be at least 0, or None for the optimizer's")
+    return value
+
+
+class Optimizer:
+    """The base of the optimizers below.
+
+    A parameter is frozen by requires_grad = False: steps leave it and its state alone until that is True again.
+    """
+
+    def __init__(self, create: Callable[..., int], parameters: Parameters, options: Structure) -> None:
+        given = [{**x, "params": tuple(x["params"])} if isinstance(x, dict) else x for x in parameters]
+        self.parameters: tuple[Tensor, ...] = tuple(_flat(given))
         out = c_void_p()
-        create(byref(out), addresses, len(self.parameters), byref(options))
+        create(byref(out), _handles(self.parameters), len(self.parameters), byref(options))
         self._address: int | None = out.value
         self._finalizer = weakref.finalize(self, lib.ga_optimizer_free, self._address)
+        self._groups: list[ParameterGroup] = []
+        for group in given:
+            if isinstance(group, dict):
+                self.add_group(group.pop("params"), **group)
+
+    def add_group(
+        self,
+        parameters: Iterable[Tensor],
+        *,
+        lr_scale: float = 1.0,
+        weight_decay: float | None = None,
+        max_grad_norm: float = 0.0,
+    ) -> ParameterGroup:
+        """Gives some of the optimizer's parameters, which are in no other group, settings of their own.
+
+        lr_scale: what the learning rate is multiplied by, so that one rate or schedule drives all groups.
+        weight_decay: instead of the optimizer's. max_grad_norm: clips the norm of the group's mean gradient, apart
+        from what the accumulator clips.
+        """
+        members = tuple(parameters)
+        options = _ffi.GroupOptions(
+            learning_rate_scale=lr_scale, weight_decay=_decay_or_own(weight_decay), max_grad_norm=max_grad_norm
+        )
+        number = c_int64()
+        lib.ga_optimizer_add_group(
+            self.handle, _handles(members), len(members), byref(options), byref(number)
+        )
+        self._groups.append(ParameterGroup(self, number.value, members))
+        return self._groups[-1]
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """The groups, without the parameters that are in none."""
+        return tuple(self._groups)
 
     @property
     def handle(self) -> int:
@@ -57,12 +155,22 @@ class Optimizer:
         lib.ga_optimizer_set_learning_rate(self.handle, value)
 
 
+def _flat(parameters: Parameters) -> list[Tensor]:
+    """The tensors, and those of the groups."""
+    return [x for part in parameters for x in (part["params"] if isinstance(part, dict) else (part,))]
+
+
+def _handles(tensors: Iterable[Tensor]) -> Any:
+    handles = [x.handle for x in tensors]
+    return (c_void_p * len(handles))(*handles)
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent, as torch.optim.SGD."""
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         *,
         momentum: float = 0.0,
@@ -80,7 +188,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -98,7 +206,7 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -116,7 +224,7 @@ class RAdam(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -140,7 +248,7 @@ class NAdam(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 2e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -166,7 +274,7 @@ class Lion(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-4,
         *,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -183,7 +291,7 @@ class LAMB(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -204,7 +312,7 @@ class LARS(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1.0,
         *,
         momentum: float = 0.9,
@@ -225,7 +333,7 @@ class Adafactor(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-2,
         *,
         beta2_decay: float = -0.8,
@@ -254,7 +362,7 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         *,
         weight_decay: float = 0.1,
@@ -275,7 +383,7 @@ class Muon(Optimizer):
             raise GAInvalidArgumentError(
                 f"adjust_lr_fn is {adjust_lr_fn!r}: it must be None or one of {', '.join(_MUON_ADJUSTMENTS)}"
             )
-        handles = [x.handle for x in parameters]
+        handles = [x.handle for x in _flat(parameters)]
         try:
             places = [handles.index(x.handle) for x in adamw_parameters]
         except ValueError:
@@ -317,7 +425,7 @@ class AdamW8bit(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[Tensor],
+        parameters: Parameters,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
