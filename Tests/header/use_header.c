@@ -139,12 +139,13 @@ int main(void) {
     EXPECT(adamw8bit.weight_decay == 1e-2 && offsetof(ga_adamw8bit_options, weight_decay) == 40);
     EXPECT(adamw8bit.min_8bit_size == 4096 && offsetof(ga_adamw8bit_options, min_8bit_size) == 48);
 
-    EXPECT(update.struct_size == sizeof update && sizeof update == 48);
+    EXPECT(update.struct_size == sizeof update && sizeof update == 56);
     EXPECT(update.update == 0 && offsetof(ga_update, update) == 8);
     EXPECT(update.parameter == 0 && offsetof(ga_update, parameter) == 16);
     EXPECT(update.start == 0 && offsetof(ga_update, start) == 24);
     EXPECT(update.learning_rate == 0.0 && offsetof(ga_update, learning_rate) == 32);
     EXPECT(update.gradient_scale == 0.0 && offsetof(ga_update, gradient_scale) == 40);
+    EXPECT(update.weight_decay == 0.0 && offsetof(ga_update, weight_decay) == 48);
 
     EXPECT(custom.struct_size == sizeof custom && sizeof custom == 32);
     EXPECT(custom.elementwise == 0 && offsetof(ga_custom_options, elementwise) == 4);
