@@ -70,6 +70,18 @@ final class CheckpointTests: XCTestCase {
         }
     }
 
+    func testAConstantOfTheBlockMustNotChangeBetweenItsRuns() throws {
+        let a = try leaf([1, 2])
+        let constant = try Tensor([3, 4] as [Float], shape: [2])
+        func result() throws -> Tensor {
+            try checkpoint([a]) { (inputs) throws(GAError) in try (inputs[0] * constant).gelu() }.sum()
+        }
+        let stale = try result()
+        try constant.copyIn([5, 6] as [Float], byteCount: 8)
+        assertThrows(.state, naming: "multiply reads in the block has changed") { _ = try stale.gradients(of: [a]) }
+        XCTAssertNoThrow(try result().gradients(of: [a]))
+    }
+
     func testABlockThatIgnoresAnInputGivesItNothing() throws {
         let a = try leaf([1, 2])
         let hidden = try a * a

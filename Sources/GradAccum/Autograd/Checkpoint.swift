@@ -9,7 +9,7 @@ public func checkpoint(
     guard Recording.isOn else { return try block(inputs) }
     var sources: [Tensor] = []
     for input in inputs { sources.append(try input.contiguous()) }
-    let (out, uses) = try firstRun(sources, block)
+    let (out, uses, operands) = try firstRun(sources, block)
     let activations = sources.filter(\.isActivation)
     // Every use of a leaf is an input of its own, so that it has the place that it would have without a checkpoint.
     let recorded = activations + uses.map(\.leaf)
@@ -17,6 +17,7 @@ public func checkpoint(
     let byRows = uses.indices.filter { uses[$0].isByRows }.map { activations.count + $0 }
     let read = sources + uses.map(\.leaf)
     return out.recorded("checkpoint", from: recorded, reading: read) { dy, gradients throws(GAError) in
+        for operand in operands { try operand.requireUnchanged() }
         let (graph, sink) = try Compute.with(compute) { () throws(GAError) in
             try secondRun(sources, block, dy.shape, uses, gradients)
         }
@@ -24,12 +25,13 @@ public func checkpoint(
     }.addingByRows(to: byRows)
 }
 
-/// The result of the block without its graph, and the leaves that it used.
+/// The result of the block without its graph, the leaves that it used, and what its gradients would be made from.
 private func firstRun(
     _ sources: [Tensor], _ block: ([Tensor]) throws(GAError) -> Tensor
-) throws(GAError) -> (Tensor, [LeafUse]) {
+) throws(GAError) -> (Tensor, [LeafUse], [WatchedOperand]) {
     let run = try BlockRun(sources, block)
-    return (run.result.detached(), try run.leafUses())
+    let nodes = try run.nodes()
+    return (run.result.detached(), run.leafUses(of: nodes), nodes.flatMap(\.watchedOperands))
 }
 
 /// The graph of the block, and where its gradients go.
@@ -38,7 +40,7 @@ private func secondRun(
     _ gradients: Gradients
 ) throws(GAError) -> (Graph, BlockSink) {
     let run = try Recording.on { () throws(GAError) in try BlockRun(sources, block) }
-    guard run.result.shape == shape, try run.leafUses() == uses else {
+    guard run.result.shape == shape, run.leafUses(of: try run.nodes()) == uses else {
         throw GAError(.state, "checkpoint: the block has computed something else than in the forward pass")
     }
     let sink = BlockSink(run.standIns, uses, gradients)
@@ -77,8 +79,8 @@ private struct BlockRun {
         result = try block(inputs).contiguous()
     }
 
-    /// The leaves that the block used besides stand-ins, once per use, in the order of the forward pass.
-    func leafUses() throws(GAError) -> [LeafUse] {
+    /// The operations of the block that a gradient flows through, in the order of the forward pass.
+    func nodes() throws(GAError) -> [Node] {
         var nodes: [Node] = []
         var seen: Set<ObjectIdentifier> = []
         var open = result.producer.map { [$0] } ?? []
@@ -93,7 +95,11 @@ private struct BlockRun {
             nodes.append(node)
             open += node.inputs.compactMap(\.node)
         }
-        nodes.sort { $0.sequence < $1.sequence }
+        return nodes.sorted { $0.sequence < $1.sequence }
+    }
+
+    /// The leaves that they used besides stand-ins, once per use.
+    func leafUses(of nodes: [Node]) -> [LeafUse] {
         let own = Set(standIns.map(ObjectIdentifier.init))
         let uses = nodes.flatMap { node in
             node.inputs.enumerated().compactMap { number, input -> LeafUse? in

@@ -68,6 +68,11 @@ final class Node {
             .state, "\(tensor.label), read by \(operation), has changed since the forward pass: compute the loss anew")
     }
 
+    /// What the backward function reads, to be looked at by one that comes in its place.
+    var watchedOperands: [WatchedOperand] {
+        operands.map { WatchedOperand(storage: $0.storage, operation: operation, sequence: sequence) }
+    }
+
     /// Whether the output need not be kept for another operation's gradient.
     var canRemake: Bool { remaking != nil }
 
@@ -116,6 +121,22 @@ final class Node {
             remaking = nil
             backward = nil
         }
+    }
+}
+
+/// An operand that is not kept: while it exists it must not be written to, as if a node did keep it.
+struct WatchedOperand {
+    fileprivate(set) weak var storage: Storage?
+    fileprivate let operation: StaticString
+    fileprivate let sequence: UInt64
+
+    /// Errors: `state`.
+    func requireUnchanged() throws(GAError) {
+        guard let storage, storage.lastWrite > sequence else { return }
+        throw GAError(
+            .state,
+            "checkpoint: what \(operation) reads in the block has changed since the forward pass: compute the loss anew"
+        )
     }
 }
 
