@@ -630,7 +630,10 @@ ga_status ga_custom_create(ga_optimizer **out, ga_tensor *const *parameters, int
 
 void ga_optimizer_free(ga_optimizer *optimizer);
 
-/* The learning rate of the next update. */
+/*
+ * The learning rate as it was set: that of every update, or what a schedule multiplies, see
+ * ga_optimizer_next_learning_rate. It takes effect at the next update. Errors: INVALID_ARGUMENT.
+ */
 ga_status ga_optimizer_set_learning_rate(ga_optimizer *optimizer, double learning_rate);
 ga_status ga_optimizer_learning_rate(const ga_optimizer *optimizer, double *out);
 
@@ -658,6 +661,105 @@ ga_status ga_optimizer_add_group(ga_optimizer *optimizer, ga_tensor *const *para
 ga_status ga_optimizer_set_group(ga_optimizer *optimizer, int64_t group, const ga_group_options *options);
 ga_status ga_optimizer_group(const ga_optimizer *optimizer, int64_t group, ga_group_options *out);
 ga_status ga_optimizer_group_count(const ga_optimizer *optimizer, int64_t *out);
+
+/* ====== Schedules ======================================================================================= */
+/*
+ * What changes as training goes on reads the optimizer's clock, and only an applied update moves that: by 1, or by the
+ * weight of its window, in samples or tokens. A micro-batch does not, nor does a window that is skipped or zeroed.
+ */
+#define GA_CLOCK_UPDATES 0
+#define GA_CLOCK_WEIGHT 1
+
+/* Reads the clock: how many updates were applied, or how much weight. */
+ga_status ga_optimizer_clock(const ga_optimizer *optimizer, int32_t clock, double *out);
+
+/*
+ * What a schedule multiplies the learning rate by, with t the reading of the clock at the update, 0 at the first one.
+ * Durations and times are readings of the clock. Fields that are not named with a kind are to be left as they are.
+ */
+#define GA_SCHEDULE_CONSTANT 0     /* 1                                                                    */
+#define GA_SCHEDULE_LINEAR 1       /* from 1 to end_factor at duration, then that                          */
+#define GA_SCHEDULE_COSINE 2       /* the same along half a wave (Loshchilov and Hutter, arXiv 1608.03983) */
+#define GA_SCHEDULE_INVERSE_SQRT 3 /* sqrt(timescale / (timescale + t)) (Vaswani et al., arXiv 1706.03762) */
+#define GA_SCHEDULE_STEP 4         /* times gamma at the end of each period                                */
+#define GA_SCHEDULE_EXPONENTIAL 5  /* gamma^(t / period)                                                   */
+#define GA_SCHEDULE_ONE_CYCLE 6    /* up to 1 and down again (Smith and Topin, arXiv 1708.07120): from     */
+                                   /* 1 / div_factor to 1 at pct_start of duration, then to                */
+                                   /* 1 / div_factor / final_div_factor; anneal says along what            */
+#define GA_SCHEDULE_PLATEAU 7      /* times gamma, but not below min_factor, when a value has not improved */
+                                   /* for more than patience values, as torch's ReduceLROnPlateau          */
+#define GA_SCHEDULE_TABLE 8        /* factors[i] at times[i], and between them                             */
+
+/* How a one-cycle schedule rises and falls. */
+#define GA_ANNEAL_COSINE 0
+#define GA_ANNEAL_LINEAR 1
+
+/* What a plateau looks at: the mean loss of each applied window, or each ga_optimizer_report_metric. */
+#define GA_PLATEAU_WINDOW_LOSS 0
+#define GA_PLATEAU_METRIC 1
+
+/* Whether a value is to fall or to rise. */
+#define GA_PLATEAU_MIN 0
+#define GA_PLATEAU_MAX 1
+
+/* Whether an improvement is one by the share threshold of the best value, or by threshold. */
+#define GA_THRESHOLD_RELATIVE 0
+#define GA_THRESHOLD_ABSOLUTE 1
+
+typedef struct ga_schedule_options {
+    uint32_t struct_size;
+    int32_t kind;               /* one of GA_SCHEDULE_...                                                  */
+    int32_t clock;              /* one of GA_CLOCK_...                                                     */
+    int32_t reserved;
+    double start;               /* the reading of the optimizer's clock that is 0 to the schedule          */
+    double warmup;              /* how long the factor first rises along a straight line, to what the kind */
+                                /* begins with; duration and times include it, other kinds begin after it  */
+    double warmup_start_factor; /* in 0 ... 1: what of it the line begins with; 0: no change by update 1   */
+    double duration;            /* linear, cosine, one-cycle: above warmup                                 */
+    double end_factor;          /* linear, cosine                                                          */
+    double period;              /* step, exponential                                                       */
+    double gamma;               /* step, exponential: above 0; plateau: also below 1                       */
+    double timescale;           /* inverse square root; 0: warmup                                          */
+    double pct_start;           /* one-cycle                                                               */
+    double div_factor;          /* one-cycle: at least 1                                                   */
+    double final_div_factor;    /* one-cycle: at least 1                                                   */
+    int32_t anneal;             /* one-cycle: one of GA_ANNEAL_...                                         */
+    int32_t plateau_signal;     /* plateau, as what follows: GA_PLATEAU_WINDOW_LOSS or _METRIC             */
+    int32_t plateau_mode;       /* GA_PLATEAU_MIN or _MAX                                                  */
+    int32_t threshold_mode;     /* one of GA_THRESHOLD_...                                                 */
+    double threshold;
+    double min_factor;          /* in 0 ... 1                                                              */
+    int64_t patience;           /* values without an improvement that are borne                            */
+    int64_t cooldown;           /* values after a drop that do not count                                   */
+    const double *times;        /* table: they rise; table_count of them                                   */
+    const double *factors;      /* table: one for each time; the first and the last hold beyond their ends */
+    int64_t table_count;
+    int32_t interpolated;       /* table: 1: along straight lines between times, 0: it jumps at each       */
+    int32_t reserved2;
+} ga_schedule_options;
+#define GA_SCHEDULE_OPTIONS_INIT \
+    { sizeof(ga_schedule_options), GA_SCHEDULE_CONSTANT, GA_CLOCK_UPDATES, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0, 0.3, \
+      25.0, 1e4, GA_ANNEAL_COSINE, GA_PLATEAU_WINDOW_LOSS, GA_PLATEAU_MIN, GA_THRESHOLD_RELATIVE, 1e-4, 0.0, 10, 0, NULL, \
+      NULL, 0, 1, 0 }
+
+/*
+ * Lets each update have the learning rate that was set times the schedule's factor; options NULL ends that. They are
+ * read by this call. A schedule reads a clock that goes on from where it is; a plateau begins anew.
+ * Errors: INVALID_ARGUMENT for a value outside of its range or one that the kind does not have.
+ */
+ga_status ga_optimizer_set_schedule(ga_optimizer *optimizer, const ga_schedule_options *options);
+
+/*
+ * Shows a metric, such as a loss of validation, to a plateau that looks at metrics. One of the warm-up does not count.
+ * Errors: STATE if the schedule is no such plateau; NON_FINITE.
+ */
+ga_status ga_optimizer_report_metric(ga_optimizer *optimizer, double metric);
+
+/* The learning rate of the next update. Errors: OVERFLOW if it is too large for float32; ga_step is refused then, too. */
+ga_status ga_optimizer_next_learning_rate(const ga_optimizer *optimizer, double *out);
+
+/* The factor of a schedule at a reading of the clock, at least 0; a plateau has that of its warm-up. Errors: OVERFLOW. */
+ga_status ga_schedule_factor(const ga_schedule_options *options, double clock, double *out);
 
 /* ====== Splitting a batch =============================================================================== */
 /*

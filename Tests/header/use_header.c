@@ -34,6 +34,7 @@ int main(void) {
     ga_update update = GA_UPDATE_INIT;
     ga_custom_options custom = GA_CUSTOM_OPTIONS_INIT;
     ga_group_options group = GA_GROUP_OPTIONS_INIT;
+    ga_schedule_options schedule = GA_SCHEDULE_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -157,6 +158,35 @@ int main(void) {
     EXPECT(group.learning_rate_scale == 1.0 && offsetof(ga_group_options, learning_rate_scale) == 8);
     EXPECT(group.weight_decay == -1.0 && offsetof(ga_group_options, weight_decay) == 16);
     EXPECT(group.max_grad_norm == 0.0 && offsetof(ga_group_options, max_grad_norm) == 24);
+
+    EXPECT(schedule.struct_size == sizeof schedule && sizeof schedule == 184);
+    EXPECT(schedule.kind == GA_SCHEDULE_CONSTANT && offsetof(ga_schedule_options, kind) == 4);
+    EXPECT(schedule.clock == GA_CLOCK_UPDATES && offsetof(ga_schedule_options, clock) == 8);
+    EXPECT(schedule.reserved == 0 && offsetof(ga_schedule_options, reserved) == 12);
+    EXPECT(schedule.start == 0.0 && offsetof(ga_schedule_options, start) == 16);
+    EXPECT(schedule.warmup == 0.0 && offsetof(ga_schedule_options, warmup) == 24);
+    EXPECT(schedule.warmup_start_factor == 0.0 && offsetof(ga_schedule_options, warmup_start_factor) == 32);
+    EXPECT(schedule.duration == 0.0 && offsetof(ga_schedule_options, duration) == 40);
+    EXPECT(schedule.end_factor == 0.0 && offsetof(ga_schedule_options, end_factor) == 48);
+    EXPECT(schedule.period == 0.0 && offsetof(ga_schedule_options, period) == 56);
+    EXPECT(schedule.gamma == 0.1 && offsetof(ga_schedule_options, gamma) == 64);
+    EXPECT(schedule.timescale == 0.0 && offsetof(ga_schedule_options, timescale) == 72);
+    EXPECT(schedule.pct_start == 0.3 && offsetof(ga_schedule_options, pct_start) == 80);
+    EXPECT(schedule.div_factor == 25.0 && offsetof(ga_schedule_options, div_factor) == 88);
+    EXPECT(schedule.final_div_factor == 1e4 && offsetof(ga_schedule_options, final_div_factor) == 96);
+    EXPECT(schedule.anneal == GA_ANNEAL_COSINE && offsetof(ga_schedule_options, anneal) == 104);
+    EXPECT(schedule.plateau_signal == GA_PLATEAU_WINDOW_LOSS && offsetof(ga_schedule_options, plateau_signal) == 108);
+    EXPECT(schedule.plateau_mode == GA_PLATEAU_MIN && offsetof(ga_schedule_options, plateau_mode) == 112);
+    EXPECT(schedule.threshold_mode == GA_THRESHOLD_RELATIVE && offsetof(ga_schedule_options, threshold_mode) == 116);
+    EXPECT(schedule.threshold == 1e-4 && offsetof(ga_schedule_options, threshold) == 120);
+    EXPECT(schedule.min_factor == 0.0 && offsetof(ga_schedule_options, min_factor) == 128);
+    EXPECT(schedule.patience == 10 && offsetof(ga_schedule_options, patience) == 136);
+    EXPECT(schedule.cooldown == 0 && offsetof(ga_schedule_options, cooldown) == 144);
+    EXPECT(schedule.times == NULL && offsetof(ga_schedule_options, times) == 152);
+    EXPECT(schedule.factors == NULL && offsetof(ga_schedule_options, factors) == 160);
+    EXPECT(schedule.table_count == 0 && offsetof(ga_schedule_options, table_count) == 168);
+    EXPECT(schedule.interpolated == 1 && offsetof(ga_schedule_options, interpolated) == 176);
+    EXPECT(schedule.reserved2 == 0 && offsetof(ga_schedule_options, reserved2) == 180);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 96);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import c_double, c_int32, c_int64
+from ctypes import POINTER, c_double, c_int32, c_int64, cast
 
 import numpy as np
 from gradaccum import _ffi
@@ -11,6 +11,7 @@ from gradaccum import _ffi
 from calls import (
     VALID,
     World,
+    cosine,
     handles,
     leaf,
     made,
@@ -72,6 +73,11 @@ def ints(*shape: int) -> int:
 
 def halves(*shape: int) -> int:
     return tensor(np.zeros(shape, np.float16))
+
+
+def doubles(*values: float) -> object:
+    """The address of an array, for a field; it keeps the array alive."""
+    return cast((c_double * len(values))(*values), POINTER(c_double))
 
 
 def floats(*shape: int) -> int:
@@ -465,6 +471,111 @@ for group in (-1, 1, I64_MIN, I64_MAX):
         case(f"{function}: {group}", INDEX, "group")(changed(function, 1, group))
 case("ga_optimizer_group: of an optimizer without", INDEX, "group", "add")(
     changed("ga_optimizer_group", 0, lambda w: w.free_optimizer)
+)
+
+# ------ schedules ------
+
+for value in (2, -1, I32_MAX):
+    case(f"ga_optimizer_clock: clock {value}", INVALID_ARGUMENT, "clock")(changed("ga_optimizer_clock", 1, value))
+
+
+def schedule_case(kind: str, word: str, /, **fields: object) -> None:
+    """A schedule that both functions refuse; without a kind, a cosine."""
+    options = {"kind": getattr(_ffi, f"SCHEDULE_{kind}"), "duration": 0.0, "warmup": 0.0, "warmup_start_factor": 0.0}
+    given = {**(options if kind != "COSINE" else {}), **fields}
+    for function, at in (("ga_optimizer_set_schedule", 1), ("ga_schedule_factor", 0)):
+        case(f"{function}: {kind} with {fields}", INVALID_ARGUMENT, word)(
+            changed(function, at, lambda w: cosine(**given))
+        )
+
+
+for value in (9, -1, I32_MIN):
+    schedule_case("COSINE", "kind", kind=value)
+    schedule_case("COSINE", "clock", clock=value)
+    schedule_case("ONE_CYCLE", "anneal", duration=9.0, anneal=value)
+    schedule_case("PLATEAU", "plateau_signal", plateau_signal=value)
+    schedule_case("PLATEAU", "plateau_mode", plateau_mode=value)
+    schedule_case("PLATEAU", "threshold_mode", threshold_mode=value)
+for value in (NAN, INF, -INF, -1.0):
+    schedule_case("COSINE", "start", start=value)
+    schedule_case("COSINE", "warmup", warmup=value)
+    schedule_case("COSINE", "warmup_start_factor", warmup_start_factor=value)
+    schedule_case("COSINE", "duration", duration=value)
+    schedule_case("LINEAR", "end_factor", duration=9.0, end_factor=value)
+    schedule_case("INVERSE_SQRT", "timescale", timescale=value)
+    schedule_case("STEP", "period", period=value)
+    schedule_case("STEP", "gamma", period=1.0, gamma=value)
+    schedule_case("EXPONENTIAL", "gamma", period=1.0, gamma=value)
+    schedule_case("ONE_CYCLE", "pct_start", duration=9.0, pct_start=value)
+    schedule_case("ONE_CYCLE", "div_factor", duration=9.0, div_factor=value)
+    schedule_case("ONE_CYCLE", "final_div_factor", duration=9.0, final_div_factor=value)
+    schedule_case("PLATEAU", "gamma", gamma=value)
+    schedule_case("PLATEAU", "threshold", threshold=value)
+    schedule_case("PLATEAU", "min_factor", min_factor=value)
+    case(f"ga_schedule_factor: clock {value}", INVALID_ARGUMENT, "clock")(changed("ga_schedule_factor", 1, value))
+schedule_case("COSINE", "warmup of 10.0", duration=10.0)
+schedule_case("COSINE", "warmup_start_factor", warmup_start_factor=1.5)
+schedule_case("INVERSE_SQRT", "timescale")
+schedule_case("EXPONENTIAL", "period")
+schedule_case("PLATEAU", "gamma", gamma=1.0)
+schedule_case("PLATEAU", "min_factor", min_factor=1.5)
+schedule_case("PLATEAU", "patience", patience=-1)
+schedule_case("PLATEAU", "cooldown", cooldown=I64_MIN)
+schedule_case("TABLE", "at least one")
+for times, factors in (((1.0, 1.0), (1.0, 1.0)), ((2.0, 1.0), (1.0, 1.0)), ((0.0, NAN), (1.0, 1.0))):
+    schedule_case("TABLE", "times[1]", table_count=2, times=doubles(*times), factors=doubles(*factors))
+for value in (NAN, INF, -1.0):
+    schedule_case("TABLE", "factors[0]", table_count=1, times=doubles(0.0), factors=doubles(value))
+    schedule_case("TABLE", "times[0]", table_count=1, times=doubles(value), factors=doubles(1.0))
+schedule_case("TABLE", "times is NULL", table_count=1, factors=doubles(1.0))
+schedule_case("TABLE", "factors is NULL", table_count=1, times=doubles(1.0))
+for value in (-1, I64_MAX):
+    schedule_case("TABLE", "table_count", table_count=value, times=doubles(0.0), factors=doubles(1.0))
+schedule_case("TABLE", "interpolated", table_count=1, times=doubles(0.0), factors=doubles(1.0), interpolated=2)
+# What a kind does not have would have no effect.
+for field in ("duration", "end_factor", "period", "gamma", "timescale", "pct_start", "div_factor", "final_div_factor"):
+    schedule_case("CONSTANT", field, **{field: 0.5})
+for field in ("threshold", "min_factor"):
+    schedule_case("CONSTANT", field, **{field: 0.5})
+for field in ("anneal", "plateau_signal", "plateau_mode", "threshold_mode", "patience", "cooldown", "table_count"):
+    schedule_case("CONSTANT", field, **{field: 1})
+schedule_case("CONSTANT", "interpolated", interpolated=0)
+schedule_case("CONSTANT", "times", times=doubles(0.0))
+schedule_case("CONSTANT", "factors", factors=doubles(0.0))
+case("ga_schedule_factor: beyond the largest number", OVERFLOW, "gamma")(
+    lambda w: (
+        "ga_schedule_factor",
+        _ffi.ScheduleOptions(kind=_ffi.SCHEDULE_EXPONENTIAL, period=1.0, gamma=10.0),
+        400.0,
+        c_double(),
+    )
+)
+for value in (NAN, INF, -INF):
+    case(f"ga_optimizer_report_metric: {value}", NON_FINITE, "metric")(
+        changed("ga_optimizer_report_metric", 1, value)
+    )
+case("ga_optimizer_report_metric: without a schedule", STATE, "plateau")(
+    lambda w: ("ga_optimizer_report_metric", w.optimizer, 1.0)
+)
+
+
+@case("ga_optimizer_report_metric: to a plateau of the loss", STATE, "metric")
+def _of_the_loss(w: World) -> tuple:
+    ok(raw.ga_optimizer_set_schedule(w.optimizer, _ffi.ScheduleOptions(kind=_ffi.SCHEDULE_PLATEAU)))
+    return "ga_optimizer_report_metric", w.optimizer, 1.0
+
+
+def growing(optimizer: int) -> int:
+    """Beyond what a float holds from the first update on."""
+    factors = _ffi.ScheduleOptions(
+        kind=_ffi.SCHEDULE_TABLE, table_count=1, times=doubles(0.0), factors=doubles(1e300)
+    )
+    ok(raw.ga_optimizer_set_schedule(optimizer, factors))
+    return optimizer
+
+
+case("ga_optimizer_next_learning_rate: too large", OVERFLOW, "learning rate", "1e+300")(
+    lambda w: ("ga_optimizer_next_learning_rate", growing(w.free_optimizer), c_double())
 )
 
 # ------ splitting ------

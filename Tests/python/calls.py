@@ -169,6 +169,18 @@ def skipping(report: Any, user: Any) -> int:
     return _ffi.DECISION_SKIP
 
 
+def cosine(**changed: Any) -> _ffi.ScheduleOptions:
+    return _ffi.ScheduleOptions(
+        **{"kind": _ffi.SCHEDULE_COSINE, "duration": 100.0, "warmup": 10.0, "warmup_start_factor": 0.5, **changed}
+    )
+
+
+def with_plateau(optimizer: int) -> int:
+    plateau = _ffi.ScheduleOptions(kind=_ffi.SCHEDULE_PLATEAU, plateau_signal=_ffi.PLATEAU_METRIC)
+    ok(raw.ga_optimizer_set_schedule(optimizer, plateau))
+    return optimizer
+
+
 Arguments = Callable[[World], list]
 
 VALID: dict[str, Arguments] = {
@@ -272,6 +284,11 @@ VALID: dict[str, Arguments] = {
     "ga_optimizer_set_group": lambda w: [w.optimizer, 0, _ffi.GroupOptions(learning_rate_scale=0.5)],
     "ga_optimizer_group": lambda w: [w.optimizer, 0, _ffi.GroupOptions()],
     "ga_optimizer_group_count": lambda w: [w.optimizer, patterned(c_int64)],
+    "ga_optimizer_clock": lambda w: [w.optimizer, _ffi.CLOCK_WEIGHT, patterned(c_double)],
+    "ga_optimizer_set_schedule": lambda w: [w.optimizer, cosine()],
+    "ga_optimizer_report_metric": lambda w: [with_plateau(w.optimizer), 0.5],
+    "ga_optimizer_next_learning_rate": lambda w: [w.optimizer, patterned(c_double)],
+    "ga_schedule_factor": lambda w: [cosine(), 50.0, patterned(c_double)],
     "ga_split_by_count": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_size": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_tokens": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), sizes(3, 4, 1, 5), 4, 6, 0],
@@ -322,6 +339,7 @@ NULLABLE = {
     ("ga_custom_create", "options"),
     ("ga_optimizer_add_group", "options"),
     ("ga_optimizer_set_group", "options"),
+    ("ga_optimizer_set_schedule", "options"),
     ("ga_split_by_count", "boundaries"),
     ("ga_split_by_size", "boundaries"),
     ("ga_split_by_tokens", "boundaries"),

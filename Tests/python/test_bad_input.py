@@ -73,6 +73,8 @@ STRUCTS = [
     ("ga_optimizer_add_group", 3, _ffi.GroupOptions),
     ("ga_optimizer_set_group", 2, _ffi.GroupOptions),
     ("ga_optimizer_group", 2, _ffi.GroupOptions),
+    ("ga_optimizer_set_schedule", 1, _ffi.ScheduleOptions),
+    ("ga_schedule_factor", 0, _ffi.ScheduleOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),
     ("ga_window_report", 1, _ffi.Report),

@@ -37,6 +37,7 @@ STRUCTS = {
     "ga_update": _ffi.Update,
     "ga_custom_options": _ffi.CustomOptions,
     "ga_group_options": _ffi.GroupOptions,
+    "ga_schedule_options": _ffi.ScheduleOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }

@@ -81,7 +81,7 @@ public final class Accumulator {
         report.accumulationSteps = accumulationSteps
         report.weight = window.weight
         report.loss = window.weight > 0 ? window.loss / window.weight : 0
-        report.learningRate = optimizer.learningRate
+        report.learningRate = (try? optimizer.nextLearningRate()) ?? .infinity
         report.updateCount = optimizer.updateCount
         report.consecutiveSkips = consecutiveSkips
         report.firstNonFinite = window.firstNonFinite

@@ -2,7 +2,8 @@ extension Accumulator {
     /// Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
     ///
     /// A window that is not finite, is an outlier or weighs nothing is dropped without a trace. Errors: `state` if it is
-    /// empty, a micro-batch is open or a weight is missing, and it stays as it is; `nonFinite` and `outlier` where the
+    /// empty, a micro-batch is open or a weight is missing and `overflow` if a schedule makes the learning rate too large,
+    /// and it stays as it is; `nonFinite` and `outlier` where the
     /// policy or the limit on consecutive skips says so, and it is dropped.
     public func step() throws(GAError) -> WindowReport {
         try requireBetweenMicroBatches("step")
@@ -15,6 +16,7 @@ extension Accumulator {
     /// Errors: those of ``step()`` on a window that is not empty.
     func endWindow(_ operation: StaticString) throws(GAError) -> WindowReport {
         try requireWeights(operation)
+        let learningRate = try optimizer.nextLearningRate()
         let start = Monotonic.now()
         isBusy = true
         defer {
@@ -22,6 +24,7 @@ extension Accumulator {
             isBusy = false
         }
         var report = windowReport()
+        report.learningRate = learningRate
         norms = optimizer.parameters.map { _ in 0 }
         if window.weight > 0 {
             report.outcome = try update(&report, operation)
@@ -52,7 +55,9 @@ extension Accumulator {
                 .clip(gradients, squares: squares, weight: divisor)
         else { return try skipNonFinite(&report, operation) }
         report.clipFactor = clipped.factor
-        try optimizer.apply(gradients, scales: clipped.scales)
+        try optimizer.apply(
+            gradients, scales: clipped.scales, learningRate: report.learningRate, weight: report.weight,
+            loss: report.loss)
         outliers.add(report, options)
         consecutiveSkips = 0
         report.consecutiveSkips = 0

@@ -1,8 +1,8 @@
 /// A set of parameters and the rule that updates them. An ``Accumulator`` decides when.
 public final class Optimizer {
     public let parameters: [Tensor]
-    /// Updates applied so far: the one clock of bias correction and schedules.
-    public internal(set) var updateCount = 0
+    /// The one clock of schedules.
+    var progress = Progress()
     private(set) var rule: any UpdateRule
     var groups: ParameterGroups
     /// Per parameter, the updates that it had part in: the clock of its state.
@@ -61,7 +61,12 @@ public final class Optimizer {
         }
     }
 
-    /// The learning rate of the next update. Errors: `invalidArgument` unless it is finite and at least 0.
+    /// Updates applied so far.
+    public var updateCount: Int { progress.updates }
+
+    /// Sets what a schedule multiplies; without one, the learning rate of the next update.
+    ///
+    /// Errors: `invalidArgument` unless it is finite and at least 0.
     public func setLearningRate(_ value: Double) throws(GAError) {
         var new = rule
         new.learningRate = value
@@ -70,23 +75,28 @@ public final class Optimizer {
         rule = new
     }
 
+    /// As it was set; see ``nextLearningRate()`` for what a schedule makes of it.
     public var learningRate: Double { rule.learningRate }
 
     /// The names, types and shapes of the state of parameter `index`.
     public func slots(ofParameter index: Int) -> [Slot] { slots[index].map(\.slot) }
 
-    /// Updates the parameters that have a gradient, `gradients[i]` scaled by `scales[i]`, and counts the update.
+    /// Updates the parameters that have a gradient, `gradients[i]` scaled by `scales[i]`, and moves the clock by an update
+    /// of a window's weight and mean loss. The learning rate is ``nextLearningRate()``.
     ///
     /// All others keep their values, their state and the clock of it. Errors: those of the rule, and the update is not
     /// counted then; `state` from within an update, which only a rule of the caller can be.
-    func apply(_ gradients: [Tensor?], scales: [Float]) throws(GAError) {
+    func apply(
+        _ gradients: [Tensor?], scales: [Float], learningRate: Double, weight: Double, loss: Double
+    ) throws(GAError) {
         guard !isUpdating else {
             throw GAError(.state, "step: this optimizer is in the middle of an update: call it afterwards")
         }
         isUpdating = true
         defer { isUpdating = false }
         // A copy: the caller's rule may set the learning rate of the next update.
-        let rule = rule
+        var rule = rule
+        rule.learningRate = learningRate
         var ruleOfGroup: [Int?: any UpdateRule] = [nil: rule]
         for (number, group) in groups.all.enumerated() { ruleOfGroup[number] = try group.rule(rule) }
         let parts = parts(gradients, scales)
@@ -99,7 +109,7 @@ public final class Optimizer {
         for (_, updated) in parts {
             for parameter in updated { updateCounts[parameter.index] += 1 }
         }
-        updateCount += 1
+        progress.advance(weight: weight, loss: loss)
     }
 
     /// Parameters that a rule can update together.

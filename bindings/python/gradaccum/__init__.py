@@ -12,6 +12,7 @@ One update from micro-batches of any size:
     report = accumulator.step()
 """
 
+from . import schedules
 from .accumulator import Accumulator, Decision, MicroBatch, Outcome, Report
 from .checkpointing import checkpoint
 from .custom import CustomOptimizer, Update

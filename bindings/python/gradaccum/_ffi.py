@@ -40,6 +40,13 @@ GELU_ERF, GELU_TANH = 0, 1
 REDUCTION_SUM, REDUCTION_MEAN = 0, 1
 NO_IGNORE_INDEX = -(2**63)
 MUON_ORIGINAL, MUON_MATCH_RMS_ADAMW, MUON_SPECTRAL_UNCLAMPED = 0, 1, 2
+CLOCK_UPDATES, CLOCK_WEIGHT = 0, 1
+SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_INVERSE_SQRT = 0, 1, 2, 3
+SCHEDULE_STEP, SCHEDULE_EXPONENTIAL, SCHEDULE_ONE_CYCLE, SCHEDULE_PLATEAU, SCHEDULE_TABLE = 4, 5, 6, 7, 8
+ANNEAL_COSINE, ANNEAL_LINEAR = 0, 1
+PLATEAU_WINDOW_LOSS, PLATEAU_METRIC = 0, 1
+PLATEAU_MIN, PLATEAU_MAX = 0, 1
+THRESHOLD_RELATIVE, THRESHOLD_ABSOLUTE = 0, 1
 NORMALIZATION_WEIGHT, NORMALIZATION_SUM = 0, 1
 ON_NON_FINITE_SKIP, ON_NON_FINITE_RAISE = 0, 1
 WEIGHT_LATER = -1e300
@@ -304,6 +311,46 @@ class GroupOptions(_Sized):
         ("max_grad_norm", c_double),
     ]
     _defaults_ = (("learning_rate_scale", 1.0), ("weight_decay", -1.0))
+class ScheduleOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("kind", c_int32),
+        ("clock", c_int32),
+        ("reserved", c_int32),
+        ("start", c_double),
+        ("warmup", c_double),
+        ("warmup_start_factor", c_double),
+        ("duration", c_double),
+        ("end_factor", c_double),
+        ("period", c_double),
+        ("gamma", c_double),
+        ("timescale", c_double),
+        ("pct_start", c_double),
+        ("div_factor", c_double),
+        ("final_div_factor", c_double),
+        ("anneal", c_int32),
+        ("plateau_signal", c_int32),
+        ("plateau_mode", c_int32),
+        ("threshold_mode", c_int32),
+        ("threshold", c_double),
+        ("min_factor", c_double),
+        ("patience", c_int64),
+        ("cooldown", c_int64),
+        ("times", POINTER(c_double)),
+        ("factors", POINTER(c_double)),
+        ("table_count", c_int64),
+        ("interpolated", c_int32),
+        ("reserved2", c_int32),
+    ]
+    _defaults_ = (
+        ("gamma", 0.1),
+        ("pct_start", 0.3),
+        ("div_factor", 25.0),
+        ("final_div_factor", 1e4),
+        ("threshold", 1e-4),
+        ("patience", 10),
+        ("interpolated", 1),
+    )
 
 
 class AccumulatorOptions(_Sized):
@@ -475,6 +522,12 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_optimizer_set_group": (_Status, (_handle, c_int64, POINTER(GroupOptions))),
     "ga_optimizer_group": (_Status, (_handle, c_int64, POINTER(GroupOptions))),
     "ga_optimizer_group_count": (_Status, (_handle, _int64s)),
+    # Schedules
+    "ga_optimizer_clock": (_Status, (_handle, c_int32, POINTER(c_double))),
+    "ga_optimizer_set_schedule": (_Status, (_handle, POINTER(ScheduleOptions))),
+    "ga_optimizer_report_metric": (_Status, (_handle, c_double)),
+    "ga_optimizer_next_learning_rate": (_Status, (_handle, POINTER(c_double))),
+    "ga_schedule_factor": (_Status, (POINTER(ScheduleOptions), c_double, POINTER(c_double))),
     # Splitting a batch
     "ga_split_by_count": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
     "ga_split_by_size": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),

@@ -10,6 +10,7 @@ from typing import Any
 from . import _ffi
 from ._ffi import lib
 from .errors import GAInvalidArgumentError
+from .schedules import Schedule, clock_constant
 from .tensor import Tensor
 
 
@@ -86,6 +87,7 @@ class Optimizer:
         out = c_void_p()
         create(byref(out), _handles(self.parameters), len(self.parameters), byref(options))
         self._address: int | None = out.value
+        self._schedule: Schedule | None = None
         self._finalizer = weakref.finalize(self, lib.ga_optimizer_free, self._address)
         self._groups: list[ParameterGroup] = []
         for group in given:
@@ -145,7 +147,7 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next update."""
+        """The learning rate as it was set: that of every update, or what a schedule multiplies. See next_lr."""
         value = c_double()
         lib.ga_optimizer_learning_rate(self.handle, byref(value))
         return value.value
@@ -153,6 +155,33 @@ class Optimizer:
     @lr.setter
     def lr(self, value: float) -> None:
         lib.ga_optimizer_set_learning_rate(self.handle, value)
+
+    @property
+    def next_lr(self) -> float:
+        """The learning rate of the next update: lr times the schedule's factor."""
+        value = c_double()
+        lib.ga_optimizer_next_learning_rate(self.handle, byref(value))
+        return value.value
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """What the learning rate follows. It reads a clock that goes on from where it is; a plateau begins anew."""
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule | None) -> None:
+        lib.ga_optimizer_set_schedule(self.handle, None if schedule is None else byref(schedule.options()))
+        self._schedule = schedule
+
+    def report_metric(self, metric: float) -> None:
+        """Shows a metric, such as a loss of validation, to a Plateau with signal="metric"."""
+        lib.ga_optimizer_report_metric(self.handle, metric)
+
+    def clock(self, clock: str = "updates") -> float:
+        """What schedules read: how many "updates" were applied, or how much "weight"."""
+        value = c_double()
+        lib.ga_optimizer_clock(self.handle, clock_constant(clock), byref(value))
+        return value.value
 
 
 def _flat(parameters: Parameters) -> list[Tensor]:
