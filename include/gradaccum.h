@@ -761,6 +761,47 @@ ga_status ga_optimizer_next_learning_rate(const ga_optimizer *optimizer, double 
 /* The factor of a schedule at a reading of the clock, at least 0; a plateau has that of its warm-up. Errors: OVERFLOW. */
 ga_status ga_schedule_factor(const ga_schedule_options *options, double clock, double *out);
 
+/* ====== Averages of weights ============================================================================= */
+
+typedef struct ga_average ga_average;
+
+/* An exponential moving average: what it keeps of itself at an update. */
+typedef struct ga_average_options {
+    uint32_t struct_size;
+    int32_t clock;    /* what half_life is counted in: GA_CLOCK_UPDATES or, in samples or tokens, _WEIGHT  */
+    double decay;     /* the share, in 0 ... 1 without 1                                                   */
+    double half_life; /* above 0: in place of decay, the time after which it has kept half                 */
+    int32_t warmup;   /* 1: update t, counted from 1, keeps (1 + t) / (10 + t) at most, else 0             */
+    int32_t reserved;
+} ga_average_options;
+#define GA_AVERAGE_OPTIONS_INIT { sizeof(ga_average_options), GA_CLOCK_UPDATES, 0.999, 0.0, 0, 0 }
+
+/*
+ * Creates an average of an optimizer's parameters, in float32, which starts as they are. It moves once per applied
+ * update, in ga_step. An optimizer may have several. options NULL takes the defaults.
+ * Errors: INVALID_ARGUMENT; STATE while another average is swapped in; OUT_OF_MEMORY.
+ */
+ga_status ga_average_create(ga_average **out, ga_optimizer *optimizer, const ga_average_options *options);
+
+/* Frees the average. If it is swapped in, the parameters get their own weights back first. */
+void ga_average_free(ga_average *average);
+
+/* A copy of the averaged weights of parameter index, in the optimizer's order. Errors: INDEX, OUT_OF_MEMORY. */
+ga_status ga_average_weights(ga_tensor **out, const ga_average *average, int64_t index);
+
+/*
+ * Exchanges the parameters' weights with their averages, as for an evaluation, and brings them back to the bit. In
+ * between, their optimizer's windows take nothing: accumulate and step are GA_ERROR_STATE. A loss from before either
+ * call whose gradient is made from the weights is refused after it.
+ * Errors: STATE if an average of the optimizer is swapped in already, from a callback of an accumulate or a step, or,
+ * to swap out, if this one is not in.
+ */
+ga_status ga_average_swap_in(ga_average *average);
+ga_status ga_average_swap_out(ga_average *average);
+
+/* Starts anew from the weights as they are, such as after they were loaded. Errors: STATE while one is swapped in. */
+ga_status ga_average_reset(ga_average *average);
+
 /* ====== Splitting a batch =============================================================================== */
 /*
  * Cuts a batch of samples into micro-batches of consecutive samples: micro-batch i holds the samples
@@ -959,7 +1000,8 @@ typedef struct ga_report {
  * Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
  * report: filled in, or NULL. A window that is not finite, is an outlier or weighs nothing is dropped, changes nothing
  * else and is no error: outcome says so.
- * Errors: STATE if the window is empty, a micro-batch is open, or a weight is missing: it stays as it is; NON_FINITE
+ * Errors: STATE if the window is empty, a micro-batch is open, a weight is missing or an average is swapped in, and
+ * OVERFLOW if a schedule makes the learning rate too large: it stays as it is; NON_FINITE
  * or OUTLIER where a policy or max_consecutive_skips says so, and those of a ga_update_fn: it was dropped.
  */
 ga_status ga_step(ga_accumulator *accumulator, ga_report *report);

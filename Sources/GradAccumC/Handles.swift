@@ -6,6 +6,7 @@ enum HandleKind: UInt8 {
     case optimizer = 2
     case accumulator = 3
     case scope = 4
+    case average = 5
 
     var name: StaticString {
         switch self {
@@ -13,6 +14,7 @@ enum HandleKind: UInt8 {
         case .optimizer: "ga_optimizer"
         case .accumulator: "ga_accumulator"
         case .scope: "ga_scope"
+        case .average: "ga_average"
         }
     }
 }

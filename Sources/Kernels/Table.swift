@@ -43,5 +43,7 @@ public func makeKernelTable() -> shims_kernel_table {
         adafactor_squares: adafactorSquares,
         adafactor_step: adafactorStep,
         muon_momentum: muonMomentum,
-        muon_step: muonStep)
+        muon_step: muonStep,
+        move_average: moveAverage,
+        exchange: exchange)
 }

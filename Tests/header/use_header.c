@@ -35,6 +35,7 @@ int main(void) {
     ga_custom_options custom = GA_CUSTOM_OPTIONS_INIT;
     ga_group_options group = GA_GROUP_OPTIONS_INIT;
     ga_schedule_options schedule = GA_SCHEDULE_OPTIONS_INIT;
+    ga_average_options average = GA_AVERAGE_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
 
@@ -187,6 +188,13 @@ int main(void) {
     EXPECT(schedule.table_count == 0 && offsetof(ga_schedule_options, table_count) == 168);
     EXPECT(schedule.interpolated == 1 && offsetof(ga_schedule_options, interpolated) == 176);
     EXPECT(schedule.reserved2 == 0 && offsetof(ga_schedule_options, reserved2) == 180);
+
+    EXPECT(average.struct_size == sizeof average && sizeof average == 32);
+    EXPECT(average.clock == GA_CLOCK_UPDATES && offsetof(ga_average_options, clock) == 4);
+    EXPECT(average.decay == 0.999 && offsetof(ga_average_options, decay) == 8);
+    EXPECT(average.half_life == 0.0 && offsetof(ga_average_options, half_life) == 16);
+    EXPECT(average.warmup == 0 && offsetof(ga_average_options, warmup) == 24);
+    EXPECT(average.reserved == 0 && offsetof(ga_average_options, reserved) == 28);
 
     EXPECT(window.struct_size == sizeof window && sizeof window == 96);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);

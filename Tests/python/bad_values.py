@@ -578,6 +578,30 @@ case("ga_optimizer_next_learning_rate: too large", OVERFLOW, "learning rate", "1
     lambda w: ("ga_optimizer_next_learning_rate", growing(w.free_optimizer), c_double())
 )
 
+# ------ averages of weights ------
+
+for decay in (NAN, INF, -0.1, 1.0):
+    case(f"ga_average_create: decay {decay}", INVALID_ARGUMENT, "decay")(
+        changed("ga_average_create", 2, lambda w, d=decay: _ffi.AverageOptions(decay=d))
+    )
+for value in (NAN, INF, -1.0):
+    case(f"ga_average_create: half_life {value}", INVALID_ARGUMENT, "half_life")(
+        changed("ga_average_create", 2, lambda w, v=value: _ffi.AverageOptions(half_life=v))
+    )
+for value in (2, -1):
+    case(f"ga_average_create: clock {value}", INVALID_ARGUMENT, "clock")(
+        changed("ga_average_create", 2, lambda w, v=value: _ffi.AverageOptions(clock=v))
+    )
+    case(f"ga_average_create: warmup {value}", INVALID_ARGUMENT, "warmup")(
+        changed("ga_average_create", 2, lambda w, v=value: _ffi.AverageOptions(warmup=v))
+    )
+case("ga_average_create: a decay by weight", INVALID_ARGUMENT, "half_life")(
+    changed("ga_average_create", 2, lambda w: _ffi.AverageOptions(clock=_ffi.CLOCK_WEIGHT))
+)
+for index in (-1, 2, I64_MIN, I64_MAX):
+    case(f"ga_average_weights: index {index}", INDEX, "index")(changed("ga_average_weights", 2, index))
+case("ga_average_swap_out: not in", STATE, "swap_in")(lambda w: ("ga_average_swap_out", w.average))
+
 # ------ splitting ------
 
 for function in ("ga_split_by_count", "ga_split_by_size"):

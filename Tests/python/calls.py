@@ -97,6 +97,7 @@ class World:
         self.accumulator = made(raw.ga_accumulator_create, self.optimizer, None)
         self.free_leaves = (leaf(np.ones((2, 2))), leaf(np.ones(2)))  # of no optimizer
         self.free_optimizer = optimizer([leaf(np.ones(2))])  # of no accumulator
+        self.average = made(raw.ga_average_create, self.optimizer, None)
         self.gain, self.shift = tensor(np.ones(4)), tensor(np.zeros(4))
         self.buffer = (ctypes.c_float * 8)(*range(8))
         self.gradients = [np.ones((3, 4), np.float32), np.ones(3, np.float32)]
@@ -179,6 +180,11 @@ def with_plateau(optimizer: int) -> int:
     plateau = _ffi.ScheduleOptions(kind=_ffi.SCHEDULE_PLATEAU, plateau_signal=_ffi.PLATEAU_METRIC)
     ok(raw.ga_optimizer_set_schedule(optimizer, plateau))
     return optimizer
+
+
+def swapped_in(average: int) -> int:
+    ok(raw.ga_average_swap_in(average))
+    return average
 
 
 Arguments = Callable[[World], list]
@@ -289,6 +295,12 @@ VALID: dict[str, Arguments] = {
     "ga_optimizer_report_metric": lambda w: [with_plateau(w.optimizer), 0.5],
     "ga_optimizer_next_learning_rate": lambda w: [w.optimizer, patterned(c_double)],
     "ga_schedule_factor": lambda w: [cosine(), 50.0, patterned(c_double)],
+    "ga_average_create": lambda w: [out(), w.optimizer, _ffi.AverageOptions()],
+    "ga_average_free": lambda w: [w.average],
+    "ga_average_weights": lambda w: [out(), w.average, 0],
+    "ga_average_swap_in": lambda w: [made(raw.ga_average_create, w.free_optimizer, None)],
+    "ga_average_swap_out": lambda w: [swapped_in(made(raw.ga_average_create, w.free_optimizer, None))],
+    "ga_average_reset": lambda w: [w.average],
     "ga_split_by_count": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_size": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_tokens": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), sizes(3, 4, 1, 5), 4, 6, 0],
@@ -340,6 +352,7 @@ NULLABLE = {
     ("ga_optimizer_add_group", "options"),
     ("ga_optimizer_set_group", "options"),
     ("ga_optimizer_set_schedule", "options"),
+    ("ga_average_create", "options"),
     ("ga_split_by_count", "boundaries"),
     ("ga_split_by_size", "boundaries"),
     ("ga_split_by_tokens", "boundaries"),
@@ -349,7 +362,7 @@ NULLABLE = {
     ("ga_accumulator_set_skip_handler", "decide"),
     ("ga_accumulator_set_skip_handler", "user"),
 }
-FREEING = ("ga_tensor_free", "ga_optimizer_free", "ga_accumulator_free")
+FREEING = ("ga_tensor_free", "ga_optimizer_free", "ga_average_free", "ga_accumulator_free")
 
 
 def snapshot(arguments: Sequence[Any]) -> list[bytes]:

@@ -36,7 +36,7 @@ from calls import (
 from support import INVALID_ARGUMENT, OK, expect, in_child, raw, sentence
 
 HEADER = prototypes.parse()
-HANDLE = re.compile(r"(?:const )?ga_(tensor|scope|optimizer|accumulator) \*")
+HANDLE = re.compile(r"(?:const )?ga_(tensor|scope|optimizer|average|accumulator) \*")
 HANDLE_ARRAY = re.compile(r"(?:const )?ga_tensor \* ?const \*")
 
 # Called without a pointer, or with pointers that have rules of their own (tested by name elsewhere).
@@ -139,6 +139,7 @@ def test_every_handle_parameter_is_recognised_as_one():
                 "ga_tensor" in p.type
                 or "ga_scope" in p.type
                 or "ga_opt" in p.type
+                or "ga_average" in p.type
                 and "options" not in p.type
             ):
                 known = (name, p.name) in HANDLES or (name, p.name) in ARRAYS
@@ -162,6 +163,9 @@ def freed(w: World, kind: str) -> int:
     elif kind == "optimizer":
         handle = optimizer([leaf(np.ones(2))])
         raw.ga_optimizer_free(handle)
+    elif kind == "average":
+        handle = made(raw.ga_average_create, optimizer([leaf(np.ones(2))]), None)
+        raw.ga_average_free(handle)
     else:
         handle = made(raw.ga_accumulator_create, optimizer([leaf(np.ones(2))]), None)
         raw.ga_accumulator_free(handle)
@@ -171,7 +175,7 @@ def freed(w: World, kind: str) -> int:
 
 
 def of_another_kind(w: World, kind: str) -> list[int]:
-    kinds = {"tensor": w.weight, "optimizer": w.optimizer, "accumulator": w.accumulator}
+    kinds = {"tensor": w.weight, "optimizer": w.optimizer, "average": w.average, "accumulator": w.accumulator}
     return [handle for other, handle in kinds.items() if other != kind]
 
 
@@ -196,6 +200,7 @@ def garbage(w: World) -> list[int]:
         *w.free_leaves,
         w.optimizer,
         w.accumulator,
+        w.average,
         w.free_optimizer,
         w.gain,
         w.shift,

@@ -38,6 +38,7 @@ STRUCTS = {
     "ga_custom_options": _ffi.CustomOptions,
     "ga_group_options": _ffi.GroupOptions,
     "ga_schedule_options": _ffi.ScheduleOptions,
+    "ga_average_options": _ffi.AverageOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }
@@ -59,7 +60,7 @@ CALLBACKS = {
     "void (*)(void * data, void * user)": _ffi.WrapReleaseFn,
     "void (*)(void * user)": _ffi.UserReleaseFn,
 }
-OPAQUE = ("void", "ga_tensor", "ga_scope", "ga_optimizer", "ga_accumulator")
+OPAQUE = ("void", "ga_tensor", "ga_scope", "ga_optimizer", "ga_average", "ga_accumulator")
 
 
 def ctype_of(text: str) -> object:

@@ -239,6 +239,11 @@ typedef struct shims_kernel_table {
     /* parameter = decay * parameter - step * direction */
     void (*_Nonnull muon_step)(float *_Nonnull parameter, const float *_Nonnull direction, float decay,
                                float step, int64_t n);
+
+    /* --- averages of weights: n elements ----------------------------------------------------------------------- */
+    /* average goes the share of the way to x, of which keep is the rest; exactly to x where it is there, or share is 1. */
+    void (*_Nonnull move_average)(float *_Nonnull average, const float *_Nonnull x, float share, float keep, int64_t n);
+    void (*_Nonnull exchange)(float *_Nonnull a, float *_Nonnull b, int64_t n);
 } shims_kernel_table;
 
 #endif

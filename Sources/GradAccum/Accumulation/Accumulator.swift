@@ -103,6 +103,7 @@ public final class Accumulator {
     /// Errors: `state` where only ``zero()`` helps.
     func requireIntact(_ operation: StaticString) throws(GAError) {
         try requireIdle(operation)
+        try optimizer.requireOwnWeights(operation)
         guard !window.isBroken else {
             throw GAError(
                 .state, "\(operation): an earlier accumulate failed half-way: drop the window with zero")

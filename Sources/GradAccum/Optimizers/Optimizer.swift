@@ -11,6 +11,9 @@ public final class Optimizer {
     private let slots: [[SlotMemory]]
     private let workspace: Tensor
     private var isUpdating = false
+    /// What moves with each update.
+    var averages: [WeightAverage.Reference] = []
+    var hasAverageSwappedIn = false
     weak var accumulator: Accumulator?
 
     /// Different contiguous float32 leaves, none of another optimizer; they become parameters if they were not.
@@ -89,9 +92,7 @@ public final class Optimizer {
     func apply(
         _ gradients: [Tensor?], scales: [Float], learningRate: Double, weight: Double, loss: Double
     ) throws(GAError) {
-        guard !isUpdating else {
-            throw GAError(.state, "step: this optimizer is in the middle of an update: call it afterwards")
-        }
+        try requireNoUpdate("step")
         isUpdating = true
         defer { isUpdating = false }
         // A copy: the caller's rule may set the learning rate of the next update.
@@ -110,6 +111,7 @@ public final class Optimizer {
             for parameter in updated { updateCounts[parameter.index] += 1 }
         }
         progress.advance(weight: weight, loss: loss)
+        for reference in averages { try reference.average?.advance(weight: weight) }
     }
 
     /// Parameters that a rule can update together.
@@ -139,5 +141,17 @@ public final class Optimizer {
                     gradient: UnsafePointer(gradient.floats), slots: slots[index].map(\.storage.address)))
         }
         return parts
+    }
+
+    /// Errors: `state` from within an update or an accumulate, which only a callback of the caller can be.
+    func requireIdle(_ operation: StaticString) throws(GAError) {
+        try requireNoUpdate(operation)
+        try accumulator?.requireIdle(operation)
+    }
+
+    private func requireNoUpdate(_ operation: StaticString) throws(GAError) {
+        guard !isUpdating else {
+            throw GAError(.state, "\(operation): this optimizer is in the middle of an update: call it afterwards")
+        }
     }
 }

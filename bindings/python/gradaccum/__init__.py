@@ -14,6 +14,7 @@ One update from micro-batches of any size:
 
 from . import schedules
 from .accumulator import Accumulator, Decision, MicroBatch, Outcome, Report
+from .averages import WeightAverage
 from .checkpointing import checkpoint
 from .custom import CustomOptimizer, Update
 from .errors import (
@@ -83,7 +84,7 @@ from .runtime import (
     set_num_threads,
     version,
 )
-from .splitting import MicroBatch, split, split_ranges
+from .splitting import BatchPart, split, split_ranges
 from .tensor import (
     DType,
     Scope,

@@ -353,6 +353,18 @@ class ScheduleOptions(_Sized):
     )
 
 
+class AverageOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("clock", c_int32),
+        ("decay", c_double),
+        ("half_life", c_double),
+        ("warmup", c_int32),
+        ("reserved", c_int32),
+    ]
+    _defaults_ = (("decay", 0.999),)
+
+
 class AccumulatorOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -418,7 +430,7 @@ UpdateFn = CFUNCTYPE(
 )
 SkipFn = CFUNCTYPE(c_int32, POINTER(Report), c_void_p)
 
-_handle = c_void_p  # a ga_tensor *, ga_scope *, ga_optimizer * or ga_accumulator *
+_handle = c_void_p  # a ga_tensor *, ga_optimizer * or other object of the library
 _handles = POINTER(c_void_p)  # an array of them, or the address that one is written to
 _int32s = POINTER(c_int32)
 _int64s = POINTER(c_int64)
@@ -528,6 +540,13 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_optimizer_report_metric": (_Status, (_handle, c_double)),
     "ga_optimizer_next_learning_rate": (_Status, (_handle, POINTER(c_double))),
     "ga_schedule_factor": (_Status, (POINTER(ScheduleOptions), c_double, POINTER(c_double))),
+    # Averages of weights
+    "ga_average_create": (_Status, (_handles, _handle, POINTER(AverageOptions))),
+    "ga_average_free": (None, (_handle,)),
+    "ga_average_weights": (_Status, (_handles, _handle, c_int64)),
+    "ga_average_swap_in": (_Status, (_handle,)),
+    "ga_average_swap_out": (_Status, (_handle,)),
+    "ga_average_reset": (_Status, (_handle,)),
     # Splitting a batch
     "ga_split_by_count": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
     "ga_split_by_size": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),

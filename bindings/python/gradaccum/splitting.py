@@ -13,7 +13,7 @@ from .errors import GAInvalidArgumentError, GAShapeError
 from .tensor import Tensor, int64_array
 
 
-class MicroBatch(NamedTuple):
+class BatchPart(NamedTuple):
     """What an Accumulator is given at a time."""
 
     batch: Any  # as the batch that it is a part of, with views of its arrays
@@ -28,7 +28,7 @@ def split(
     token_budget: int | None = None,
     lengths: Sequence[int] | None = None,
     padded: bool = False,
-) -> Iterator[MicroBatch]:
+) -> Iterator[BatchPart]:
     """The micro-batches of a batch, in sample order, as `for part, weight in split(...)`. Nothing is copied.
 
     batch: an array or a Tensor with the samples along its leading axis, or a dict, list or tuple of these.
@@ -48,7 +48,7 @@ def split(
     )
     tokens = None if lengths is None else [operator.index(x) for x in lengths]
     return (
-        MicroBatch(_part(batch, part), len(part) if tokens is None else sum(tokens[part.start : part.stop]))
+        BatchPart(_part(batch, part), len(part) if tokens is None else sum(tokens[part.start : part.stop]))
         for part in ranges
     )
 

@@ -1,0 +1,92 @@
+"""Averages of weights over the updates of a training."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import byref, c_void_p
+
+from . import _ffi
+from ._ffi import lib
+from .errors import GAInvalidArgumentError
+from .optim import Optimizer
+from .schedules import clock_constant
+from .tensor import Tensor, make
+
+
+class WeightAverage:
+    """An exponential moving average of an optimizer's parameters, in float32. It starts as they are and moves once per
+    applied update.
+
+    decay: what it keeps of itself at an update; 0.999 if neither this nor a half_life is given.
+    half_life: the time after which it has kept half, in updates or, with clock="weight", in samples or tokens.
+    warmup: update t, counted from 1, keeps (1 + t) / (10 + t) at most.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        decay: float | None = None,
+        *,
+        half_life: float | None = None,
+        clock: str = "updates",
+        warmup: bool = False,
+    ) -> None:
+        if decay is not None and half_life is not None:
+            raise GAInvalidArgumentError(f"decay is {decay} and half_life {half_life}: give one of them")
+        if half_life is not None and half_life == 0:
+            raise GAInvalidArgumentError(f"half_life is {half_life}: it must be above 0")
+        self.optimizer = optimizer
+        options = _ffi.AverageOptions(
+            clock=clock_constant(clock), half_life=half_life or 0.0, warmup=int(warmup)
+        )
+        if decay is not None:
+            options.decay = decay
+        out = c_void_p()
+        lib.ga_average_create(byref(out), optimizer.handle, byref(options))
+        self._address: int | None = out.value
+        self._finalizer = weakref.finalize(self, lib.ga_average_free, self._address)
+
+    @property
+    def handle(self) -> int:
+        """The ga_average address, for calls of the C library."""
+        if self._address is None:
+            raise GAInvalidArgumentError("the average was closed")
+        return self._address
+
+    def close(self) -> None:
+        """Frees the handle now, and brings the weights back if they are swapped. Closing twice does nothing."""
+        self._address = None
+        self._finalizer()
+
+    def __enter__(self) -> WeightAverage:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def weights(self, index: int) -> Tensor:
+        """A copy of the averaged weights of a parameter, in the optimizer's order."""
+        return make(lib.ga_average_weights, self.handle, index)
+
+    def swap_in(self) -> None:
+        """Exchanges the parameters' weights with their averages. Nothing can be accumulated or stepped meanwhile."""
+        lib.ga_average_swap_in(self.handle)
+
+    def swap_out(self) -> None:
+        """Brings the weights back, to the bit."""
+        lib.ga_average_swap_out(self.handle)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The parameters have their averages inside of the with block, as for an evaluation."""
+        self.swap_in()
+        try:
+            yield
+        finally:
+            self.swap_out()
+
+    def reset(self) -> None:
+        """Starts anew from the weights as they are, such as after they were loaded."""
+        lib.ga_average_reset(self.handle)
