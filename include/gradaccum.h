@@ -893,6 +893,16 @@ void ga_accumulator_free(ga_accumulator *accumulator);
 ga_status ga_accumulator_set_accumulation_steps(ga_accumulator *accumulator, int64_t accumulation_steps);
 ga_status ga_accumulator_accumulation_steps(const ga_accumulator *accumulator, int64_t *out);
 
+/*
+ * Lets the number of micro-batches in a window follow a ramp, until it is set: a window gets the number that holds
+ * where the optimizer's clock stands when it begins, accumulation_steps[i] from times[i] on.
+ * clock: GA_CLOCK_UPDATES, or GA_CLOCK_WEIGHT in samples or tokens. times: count readings of it, rising, at least 1;
+ * before the first, its number holds. interpolated: 1 for straight lines between the times, rounded down, else 0.
+ * Errors: INVALID_ARGUMENT for times that do not rise or a number below 1.
+ */
+ga_status ga_accumulator_set_ramp(ga_accumulator *accumulator, int32_t clock, int32_t interpolated,
+                                  const double *times, const int64_t *accumulation_steps, int64_t count);
+
 /* The weight of a micro-batch that gets it later: see ga_micro_batch_set_weight. */
 #define GA_WEIGHT_LATER (-1e300)
 

@@ -60,6 +60,22 @@ public func ga_accumulator_accumulation_steps(_ handle: OpaquePointer!, _ out: U
     }
 }
 
+@_cdecl("ga_accumulator_set_ramp") @implementation
+public func ga_accumulator_set_ramp(
+    _ handle: OpaquePointer!, _ clock: Int32, _ interpolated: Int32, _ times: UnsafePointer<Double>!,
+    _ accumulation_steps: UnsafePointer<Int64>!, _ count: Int64
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        let times = try array(times, count, "times")
+        let steps = try array(accumulation_steps, count, "accumulation_steps")
+        try accumulator.setRamp(
+            AccumulationRamp(
+                times: Array(times), accumulationSteps: steps.map { Int($0) }, clock: try constant(clock, "clock"),
+                isInterpolated: try flag(interpolated, "interpolated")))
+    }
+}
+
 @_cdecl("ga_accumulate") @implementation
 public func ga_accumulate(_ handle: OpaquePointer!, _ loss: OpaquePointer!, _ weight: Double) -> ga_status {
     guarded { () throws(GAError) in

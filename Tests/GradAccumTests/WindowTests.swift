@@ -164,6 +164,22 @@ final class WindowTests: XCTestCase {
         assertThrows(.invalidArgument, naming: "accumulation_steps") { try model.accumulator.setAccumulationSteps(0) }
     }
 
+    func testARampFollowsTheClock() throws {
+        let model = try Model()
+        try model.accumulator.setRamp(
+            AccumulationRamp(times: [0, 4], accumulationSteps: [1, 3], clock: .weight, isInterpolated: true))
+        var found: [Int] = []
+        for _ in 0..<4 {
+            while !model.accumulator.isStepDue { try model.add([1, 2, 3]) }
+            found.append(try model.accumulator.step().microBatches)
+        }
+        XCTAssertEqual(found, [1, 1, 2, 3])
+        assertThrows(.invalidArgument, naming: "times[1]") {
+            try model.accumulator.setRamp(AccumulationRamp(times: [1, 1], accumulationSteps: [1, 2]))
+        }
+        XCTAssertEqual(model.accumulator.accumulationSteps, 3)
+    }
+
     func testAPlainSumIsNotDivided() throws {
         let p = try Tensor([0], shape: [1])
         let accumulator = try Accumulator(Optimizer([p], SGD(learningRate: 1)), .init(normalization: .sum))

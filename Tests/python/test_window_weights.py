@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from support import raw, sentence
-from windows import Window, afterwards, both_sources, facts, gradients
+from windows import NAN, Window, afterwards, both_sources, facts, gradients
 
 # ====== Weights given later ======
 
@@ -317,3 +317,95 @@ def test_change_waits_for_a_carried_window_and_not_for_a_dropped_one():
     assert window.accumulator.accumulation_steps == 5
 
 
+
+
+# ====== The number of micro-batches as training goes on ======
+
+
+def train(window: Window, count: int) -> list[int]:
+    """The micro-batches of each of the next `count` windows, of weight 2 each."""
+    found = []
+    for _ in range(count):
+        while not window.accumulator.step_due:
+            window.add(len(found))
+        report = window.step()
+        assert report.accumulation_steps == report.micro_batches
+        found.append(report.micro_batches)
+    return found
+
+
+def test_ramp_by_updates_jumps_at_its_times():
+    window = Window("own")
+    window.accumulator.set_ramp([0, 2, 5], [1, 3, 2])
+    assert train(window, 7) == [1, 1, 3, 3, 3, 2, 2]
+
+
+def test_ramp_by_weight_counts_what_was_applied():
+    window = Window("own")
+    window.accumulator.set_ramp([0, 4, 10], [1, 3, 2], clock="weight")
+    assert train(window, 4) == [1, 1, 3, 2]  # at weights 0, 2, 4 and 10
+
+
+def test_linear_ramp_rounds_down_and_holds_at_its_ends():
+    window = Window("own")
+    window.accumulator.set_ramp([2, 6], [2, 5], interpolated=True)
+    assert train(window, 9) == [2, 2, 2, 2, 3, 4, 5, 5, 5]
+    falling = Window("own")
+    falling.accumulator.set_ramp([0, 4], [5, 1], interpolated=True)
+    assert train(falling, 6) == [5, 4, 3, 2, 1, 1]
+
+
+def test_ramp_takes_effect_at_the_next_window_and_ends_where_the_number_is_set():
+    window = Window("own", accumulation_steps=2)
+    window.add(0)
+    window.accumulator.set_ramp([0], [4])
+    assert window.accumulator.accumulation_steps == 2
+    window.add(1)
+    assert window.step().micro_batches == 2
+    assert window.accumulator.accumulation_steps == 4
+    window.accumulator.accumulation_steps = 1
+    assert train(window, 2) == [1, 1]
+
+
+def test_ramp_does_not_move_by_what_is_not_applied():
+    """Neither windows that are skipped or dropped nor micro-batches that are aborted move the clock."""
+    clean, tried = (Window("own", isolated=True) for _ in range(2))
+    for window in (clean, tried):
+        window.accumulator.set_ramp([0, 4, 8], [1, 2, 3], clock="weight")
+    expected = train(clean, 5)
+    found = []
+    for _ in range(5):
+        tried.add(0, weight=0.0)
+        tried.step()
+        tried.add(0, spoil=NAN)
+        tried.step()
+        tried.add(0)
+        tried.accumulator.end_data("drop")
+        tried.accumulator.micro_batch().abort()
+        tried.accumulator.zero()
+        found += train(tried, 1)
+    assert found == expected == [1, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("times", "steps", "word"),
+    [
+        ([], [], "times"),
+        ([0, 0], [1, 2], r"times\[1\]"),
+        ([3, 2], [1, 2], r"times\[1\]"),
+        ([-1], [1], r"times\[0\]"),
+        ([float("nan")], [1], r"times\[0\]"),
+        ([0, float("inf")], [1, 2], r"times\[1\]"),
+        ([0, 1], [1, 0], r"accumulation_steps\[1\]"),
+        ([0], [2**63 - 1], r"accumulation_steps\[0\]"),
+        ([0], [-(2**63)], r"accumulation_steps\[0\]"),
+        ([0, 1], [1], "times"),
+    ],
+)
+def test_ramp_that_is_none_is_refused_and_the_number_stays(times, steps, word):
+    window = Window("own", accumulation_steps=7)
+    with pytest.raises(ga.GAInvalidArgumentError, match=word):
+        window.accumulator.set_ramp(times, steps)
+    with pytest.raises(ga.GAInvalidArgumentError, match="clock"):
+        window.accumulator.set_ramp([0], [1], clock="calls")
+    assert window.accumulator.accumulation_steps == 7

@@ -1,6 +1,6 @@
 extension Accumulator {
     /// Micro-batches after which a step is due in this window, or in the next one if nothing has begun.
-    public var accumulationSteps: Int { window.accumulationSteps ?? stepsSetting }
+    public var accumulationSteps: Int { window.accumulationSteps ?? nextAccumulationSteps }
 
     /// Whether the window has as many micro-batches as it needs. A step may be taken earlier, and more may be added: the
     /// divisor is what went in.
@@ -8,14 +8,29 @@ extension Accumulator {
 
     /// Changes the number of micro-batches in a window, from the next one on; a window in progress keeps its own.
     ///
-    /// Errors: `invalidArgument` if it is below 1.
+    /// It ends a ramp. Errors: `invalidArgument` if it is below 1.
     public func setAccumulationSteps(_ steps: Int) throws(GAError) {
         try Accumulator.requireSteps(steps, "set_accumulation_steps")
-        stepsSetting = steps
+        stepsSetting = .constant(steps)
+    }
+
+    /// Lets the number of micro-batches follow a ramp, from the next window on.
+    ///
+    /// Errors: `invalidArgument` for times that do not rise or a number below 1, and what held before stays.
+    public func setRamp(_ ramp: AccumulationRamp) throws(GAError) {
+        try ramp.validate()
+        stepsSetting = .ramp(ramp)
+    }
+
+    private var nextAccumulationSteps: Int {
+        switch stepsSetting {
+        case .constant(let steps): steps
+        case .ramp(let ramp): ramp.steps(at: optimizer.reading(of: ramp.clock))
+        }
     }
 
     /// Settles the number of a window whose first micro-batch begins.
     func startWindow() {
-        if window.accumulationSteps == nil { window.accumulationSteps = stepsSetting }
+        if window.accumulationSteps == nil { window.accumulationSteps = nextAccumulationSteps }
     }
 }

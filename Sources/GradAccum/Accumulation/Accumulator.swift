@@ -23,8 +23,7 @@ public final class Accumulator {
     let scratch: [LeafGradient]
     /// Per parameter, that of the mean gradient in the window of the last step, before clipping.
     var norms: [Double]?
-    /// Of the next window.
-    var stepsSetting: Int
+    var stepsSetting: StepsSetting
     /// Windows skipped in a row, and micro-batches dropped in a row, as not finite or an outlier.
     var consecutiveSkips = 0
     var consecutiveDrops = 0
@@ -43,7 +42,7 @@ public final class Accumulator {
         self.options = options
         sums = optimizer.parameters.map { _ in LeafGradient() }
         scratch = options.isIsolated ? optimizer.parameters.map { _ in LeafGradient() } : []
-        stepsSetting = options.accumulationSteps
+        stepsSetting = .constant(options.accumulationSteps)
         optimizer.accumulator = self
     }
 

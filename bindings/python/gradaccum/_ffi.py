@@ -556,6 +556,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_accumulator_free": (None, (_handle,)),
     "ga_accumulator_set_accumulation_steps": (_Status, (_handle, c_int64)),
     "ga_accumulator_accumulation_steps": (_Status, (_handle, _int64s)),
+    "ga_accumulator_set_ramp": (_Status, (_handle, c_int32, c_int32, POINTER(c_double), _int64s, c_int64)),
     "ga_accumulate": (_Status, (_handle, _handle, c_double)),
     "ga_accumulate_gradients": (_Status, (_handle, _handles, c_int64, c_int32, c_double, c_double)),
     "ga_micro_batch_begin": (_Status, (_handle,)),

@@ -19,7 +19,8 @@ from ._ffi import lib
 from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAOutOfMemoryError, GAShapeError, GAStateError
 from .ops import reduction_constant
 from .optim import Optimizer
-from .tensor import DType, Tensor, make, numpy_dtype_of
+from .schedules import clock_constant, constant_of
+from .tensor import DType, Tensor, int64_array, make, numpy_dtype_of
 
 
 class Outcome(enum.IntEnum):
@@ -92,12 +93,6 @@ Tail = Literal["step", "carry", "drop"]
 _TAILS = {"step": _ffi.TAIL_STEP, "carry": _ffi.TAIL_CARRY, "drop": _ffi.TAIL_DROP}
 _NORMALIZATIONS = {"weight": _ffi.NORMALIZATION_WEIGHT, "sum": _ffi.NORMALIZATION_SUM}
 _ON_NON_FINITE = {"skip": _ffi.ON_NON_FINITE_SKIP, "raise": _ffi.ON_NON_FINITE_RAISE}
-
-
-def _constant(argument: str, value: str, constants: dict[str, int]) -> int:
-    if value not in constants:
-        raise GAInvalidArgumentError(f"{argument} is {value!r}: it must be one of {', '.join(constants)}")
-    return constants[value]
 
 
 def _weight(value: float | None) -> float:
@@ -219,8 +214,8 @@ class Accumulator:
             agc_eps=agc_eps,
             loss_reduction=reduction_constant("loss_reduction", loss_reduction),
             isolated=int(isolated),
-            normalization=_constant("normalization", normalization, _NORMALIZATIONS),
-            on_non_finite=_constant("on_non_finite", on_non_finite, _ON_NON_FINITE),
+            normalization=constant_of("normalization", normalization, _NORMALIZATIONS),
+            on_non_finite=constant_of("on_non_finite", on_non_finite, _ON_NON_FINITE),
             max_consecutive_skips=max_consecutive_skips,
             max_loss_z_score=max_loss_z_score,
             max_norm_z_score=max_norm_z_score,
@@ -263,6 +258,30 @@ class Accumulator:
     @accumulation_steps.setter
     def accumulation_steps(self, value: int) -> None:
         lib.ga_accumulator_set_accumulation_steps(self.handle, value)
+
+    def set_ramp(
+        self,
+        times: Sequence[float],
+        accumulation_steps: Sequence[int],
+        *,
+        clock: str = "updates",
+        interpolated: bool = False,
+    ) -> None:
+        """Lets accumulation_steps follow a ramp until it is set: a window gets the number that holds where the
+        optimizer's clock stands when it begins, accumulation_steps[i] from times[i] on, or on a straight line to the
+        next if interpolated. clock: "updates", or "weight" for times in samples or tokens."""
+        if len(times) != len(accumulation_steps):
+            raise GAInvalidArgumentError(
+                f"times has {len(times)} entries and accumulation_steps {len(accumulation_steps)}: give one for each"
+            )
+        lib.ga_accumulator_set_ramp(
+            self.handle,
+            clock_constant(clock),
+            int(interpolated),
+            (c_double * len(times))(*times),
+            int64_array(accumulation_steps),
+            len(times),
+        )
 
     def accumulate(self, loss: Tensor, weight: float | None) -> None:
         """Runs backward from a scalar loss and adds the gradients to the window, as a micro-batch of its own or
@@ -380,7 +399,7 @@ class Accumulator:
         weight that went in, "carry" it over into what comes next, or "drop" it."""
         report = _ffi.Report()
         with self._running_callbacks():
-            lib.ga_data_end(self.handle, _constant("tail", tail, _TAILS), byref(report))
+            lib.ga_data_end(self.handle, constant_of("tail", tail, _TAILS), byref(report))
         return Report._of(report)
 
     def gradient_norms(self) -> np.ndarray:
