@@ -58,6 +58,7 @@
  *   needs no copy) that happens before the parameter meets samples.
  * - It is for losses that are sums. A mean is multiplied by its weight at the start of backward, where a
  *   micro-batch's own rounding comes in. It also leaves out gradients that the caller computes.
+ * - Where ga_accumulator_options.isolated is 1, it holds for the same cut into micro-batches.
  * - A parameter that is used at several places of one graph has an accumulator per place, told apart by
  *   their order in the forward pass, so each micro-batch should build the graph in the same order.
  * - Everything is computed with denormals flushed to zero and in the default rounding mode, callbacks
@@ -1026,7 +1027,7 @@ ga_status ga_window_report(const ga_accumulator *accumulator, ga_report *report)
 
 /*
  * Returns one of GA_DECISION_... for what report says: GA_STEP_SKIPPED_NON_FINITE, GA_STEP_SKIPPED_OUTLIER or
- * GA_MICRO_BATCH_NON_FINITE. A call from it that would change the accumulator is GA_ERROR_STATE.
+ * GA_MICRO_BATCH_NON_FINITE. Calls from it that accumulate, step or drop are GA_ERROR_STATE.
  */
 typedef int32_t (*ga_skip_fn)(const ga_report *report, void *user);
 

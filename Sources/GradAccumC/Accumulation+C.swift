@@ -38,10 +38,9 @@ public func ga_accumulator_create(
 @_cdecl("ga_accumulator_free") @implementation
 public func ga_accumulator_free(_ accumulator: OpaquePointer!) {
     freeHandle(accumulator, .accumulator) { object in
-        guard let report = (object as? Accumulator)?.windowReport(), report.microBatches > 0 else { return nil }
-        return
-            "accumulator_free: \(report.microBatches) micro-batches were in the window and are lost: settle them before, with "
-            + "step, data_end or zero"
+        guard let count = (object as? Accumulator)?.unsettledMicroBatches, count > 0 else { return nil }
+        return "accumulator_free: \(count) micro-batches were in the window and are lost: settle them before, with step, "
+            + "data_end or zero"
     }
 }
 

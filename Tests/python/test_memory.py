@@ -206,15 +206,17 @@ class Allocator:
 
 
 class WindowLost(Exception):
-    """A backward pass ran out of memory on its way, and what was accumulated before is lost with it."""
+    """A backward pass ran out of memory on its way, and what was accumulated before is lost with it: the window, or in
+    isolated mode the micro-batch."""
 
 
 class Retry:
     """Calls functions; one that is out of memory must have written nothing, and succeeds when tried again."""
 
-    def __init__(self, allocator: Allocator) -> None:
+    def __init__(self, allocator: Allocator, way_out: str = "zero") -> None:
         self.allocator = allocator
         self.refusals = 0
+        self.way_out = way_out
 
     def __call__(self, function: Callable[..., int], *arguments: Any) -> None:
         before = snapshot(arguments)
@@ -227,7 +229,7 @@ class Retry:
         self.allocator.fail_at = None
         again = function(*arguments)
         if again != 0 and function is raw.ga_accumulate:
-            expect(again, STATE, "zero")
+            expect(again, STATE, self.way_out)
             raise WindowLost
         ok(again)
 
@@ -302,6 +304,60 @@ def scenario(call: Retry, create: str) -> tuple[list[bytes], int]:
     return result, report.update_count
 
 
+def isolated_scenario(call: Retry) -> list[bytes]:
+    """Two windows of micro-batches that are begun and committed, with a table at several places."""
+    rng = np.random.default_rng(6)
+    parameters = []
+    for shape in ((11, 12), (12, 12), (12,), (12,)):
+        array = (0.3 * rng.standard_normal(shape)).astype(np.float32)
+        handle = call.made(raw.ga_tensor_from_data, 0, 1, len(shape), sizes(*shape), array.ctypes.data)
+        call(raw.ga_tensor_set_requires_grad, handle, 1)
+        parameters.append(handle)
+    owner = call.made(raw.ga_adamw_create, handles(*parameters), 4, None)
+    window = call.made(raw.ga_accumulator_create, owner, _ffi.AccumulatorOptions(isolated=1))
+    ones = np.ones((12, 12), np.float32)
+    for _ in range(2):
+        for size in (2, 1):
+            batch = [rng.integers(0, 11, (size, 7))]
+            call(raw.ga_micro_batch_begin, window)
+            try:
+                accumulate_two(call, window, parameters, batch)
+            except WindowLost:
+                ok(raw.ga_micro_batch_abort(window))
+                ok(raw.ga_micro_batch_begin(window))
+                accumulate_two(call, window, parameters, batch)
+            call(raw.ga_micro_batch_commit, window)
+        call(raw.ga_accumulate_gradients, window, handles(None, ones.ctypes.data, None, None), 4, 1, 1.0, 2.0)
+        call(raw.ga_step, window, None)
+    result = [elements(x).tobytes() for x in parameters]
+    raw.ga_accumulator_free(window)
+    raw.ga_optimizer_free(owner)
+    for handle in parameters:
+        raw.ga_tensor_free(handle)
+    return result
+
+
+def isolated_out_of_memory() -> list[int]:
+    """Fails each allocation of that scenario in turn."""
+    allocator = Allocator(SMALL)
+    allocator.install()
+    expected = isolated_scenario(Retry(allocator))
+    refusals = 0
+    for n in range(1, 10_000):
+        ok(raw.ga_memory_trim())
+        allocator.calls, allocator.refused, allocator.fail_at = 0, 0, n
+        call = Retry(allocator, way_out="abort")
+        assert isolated_scenario(call) == expected, f"allocation {n} changed the result"
+        assert not allocator.mistakes, allocator.mistakes
+        refusals += call.refusals
+        if not allocator.refused:
+            break
+    allocator.fail_at = None
+    allocator.remove()
+    assert not allocator.live and not allocator.mistakes
+    return [n, refusals]
+
+
 LARGE, SMALL = 1 << 40, 1 << 16
 
 
@@ -333,6 +389,12 @@ def out_of_memory(most: int, for_good: bool, create: str) -> list[int]:
     allocator.remove()
     assert not allocator.live and not allocator.mistakes
     return [n, refusals]
+
+
+def test_every_allocation_of_isolated_micro_batches_may_fail():
+    """A commit that is refused can be made again, and a micro-batch that broke is aborted alone."""
+    allocations, refusals = in_new_process(isolated_out_of_memory)
+    assert allocations > 20 and refusals == allocations - 1
 
 
 # The last two work in memory of their own.

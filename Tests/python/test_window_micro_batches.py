@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models import Model, gpt_arrays, gpt_data, gpt_loss, gpt_weight, micro_batches, part
-from windows import INF, NAN, Window, afterwards, both_sources, facts
+from windows import INF, NAN, Window, afterwards, both_sources, facts, gradients
 
 modes = pytest.mark.parametrize("isolated", [False, True])
 
@@ -208,11 +208,16 @@ def test_what_surfaces_later_skips_the_window_in_exact_mode(source):
 
 def test_sum_of_finite_micro_batches_that_overflows_skips_the_window():
     window = Window("own", isolated=True)
+    dropped = gradients(2)
+    dropped[0][0] = NAN
+    window.accumulator.accumulate_gradients(dropped, 0.0, 1.0)
+    assert window.accumulator.window().non_finite_parameter == 0
     window.add(0, spoil=3e38)
     window.add(1, spoil=3e38)
     report = window.step()
     assert report.outcome == ga.Outcome.SKIPPED_NON_FINITE
-    assert (report.non_finite_parameter, report.aborted_micro_batches) == (1, 0)
+    assert (report.non_finite_parameter, report.non_finite_micro_batch) == (1, None)
+    assert report.aborted_micro_batches == 1
 
 
 # ====== The laws in isolated mode ======

@@ -145,6 +145,29 @@ def test_window_whose_micro_batches_were_all_dropped_is_a_skip():
     assert afterwards(tried) == afterwards(clean)
 
 
+@modes
+def test_skips_need_no_allocation_in_steady_state(isolated):
+    """Nor does looking for the micro-batch that a NaN came in, in the windows after a skip."""
+    window = Window(isolated=isolated, max_loss_z_score=50.0)
+
+    def windows(count: int) -> None:
+        for _ in range(count):
+            for number in range(4):
+                window.add(number, None, spoil=INF if number == 2 else None)
+            for number in (0, 1, 3):
+                window.accumulator.set_weight(number, 2.0)
+            if not isolated:
+                window.accumulator.set_weight(2, 2.0)
+            window.step()
+
+    windows(3)
+    before = ga.memory_usage()
+    windows(20)
+    after = ga.memory_usage()
+    assert (after.allocator_calls, after.live_bytes) == (before.allocator_calls, before.live_bytes)
+    assert window.accumulator.window().consecutive_skips == (0 if isolated else 23)
+
+
 # ====== The handler ======
 
 

@@ -4,13 +4,13 @@
 /// bits. Nothing is ever divided before ``step()``, and nothing but a step changes a parameter. In isolated mode, see
 /// ``Options/isIsolated``, a micro-batch is added when it is committed and can be aborted until then.
 ///
-/// A window that is let go of together with its accumulator is lost: ``endData(_:)`` settles it, and ``beginData()``
-/// refuses to begin with what another data set has left.
+/// A window that is let go of together with its accumulator is lost: ``endData(_:)`` settles it, ``beginData()`` refuses
+/// to begin with what another data set has left, and ``unsettledMicroBatches`` tells.
 public final class Accumulator {
     public let optimizer: Optimizer
     public let options: Options
     /// Asked, in place of ``Options/onNonFinite``, what to do about a window, or in isolated mode a micro-batch, that would
-    /// be skipped. What it throws is thrown by the call, after the drop; it cannot change the accumulator.
+    /// be skipped. What it throws is thrown by the call, after the drop; it cannot accumulate, step or drop.
     public var skipHandler: ((WindowReport) throws(GAError) -> SkipDecision)?
 
     let clipping: Clipping
@@ -28,7 +28,7 @@ public final class Accumulator {
     var consecutiveSkips = 0
     var consecutiveDrops = 0
     var outliers = OutlierStatistics()
-    /// When the last micro-batch ended.
+    /// When the last micro-batch or step ended.
     var lastEnd: UInt64 = 0
 
     /// Errors: `state` if the optimizer has an accumulator; `invalidArgument` for an option outside of its range.
@@ -88,6 +88,11 @@ public final class Accumulator {
         report.cost.tensorBytes = Runtime.memoryUsage.liveBytes
         report.cost.forwardBackwardSeconds = window.forwardBackwardSeconds
         return report
+    }
+
+    /// Micro-batches that would be lost with the accumulator.
+    public var unsettledMicroBatches: Int {
+        window.microBatches + (window.microBatch.map { $0.additions > 0 ? 1 : 0 } ?? 0)
     }
 
     // MARK: The order of calls

@@ -112,12 +112,13 @@ extension Accumulator {
     ///
     /// Returns where it is not. Errors: `outOfMemory`, and nothing was added.
     private func takeIn(_ microBatch: MicroBatch) throws(GAError) -> WindowReport.NonFinite? {
+        // What can fail comes first: places that were folded must not be folded again.
+        for (index, gradient) in scratch.enumerated() where gradient.total != nil {
+            try sums[index].prepare(optimizer.parameters[index], LeafUses(count: 1))
+        }
         let (gradients, squares) = try foldPlaces(scratch)
         if let index = squares.firstIndex(where: { !$0.isFinite }) {
             return WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
-        }
-        for (index, gradient) in gradients.enumerated() where gradient != nil {
-            try sums[index].prepare(optimizer.parameters[index], LeafUses(count: 1))
         }
         let scale = microBatch.scale
         let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })

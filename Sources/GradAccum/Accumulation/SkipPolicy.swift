@@ -80,7 +80,8 @@ extension Accumulator {
 
     private func advice(_ report: WindowReport) -> String {
         if report.outcome == .skippedOutlier { return "; lower the learning rate, or raise the limit" }
-        let isUnknown = report.firstNonFinite?.parameter != nil && report.firstNonFinite?.microBatch == nil
+        let isUnknown =
+            !options.isIsolated && report.firstNonFinite?.parameter != nil && report.firstNonFinite?.microBatch == nil
         return "; lower the learning rate or look at the data"
             + (isUnknown ? " (isolated mode names the micro-batch, and so does a second skip in a row)" : "")
     }

@@ -3,8 +3,8 @@ extension Accumulator {
     ///
     /// A window that is not finite, is an outlier or weighs nothing is dropped without a trace. Errors: `state` if it is
     /// empty, a micro-batch is open or a weight is missing and `overflow` if a schedule makes the learning rate too large,
-    /// and it stays as it is; `nonFinite` and `outlier` where the
-    /// policy or the limit on consecutive skips says so, and it is dropped.
+    /// and it stays as it is; `nonFinite` and `outlier` where the policy or the limit on consecutive skips says so, and it
+    /// is dropped.
     public func step() throws(GAError) -> WindowReport {
         try requireBetweenMicroBatches("step")
         guard !window.isEmpty else {
@@ -35,7 +35,8 @@ extension Accumulator {
             report.outcome = .skippedZeroWeight
         }
         report.updateCount = optimizer.updateCount
-        report.cost.stepSeconds = Monotonic.seconds(from: start, to: Monotonic.now())
+        lastEnd = Monotonic.now()
+        report.cost.stepSeconds = Monotonic.seconds(from: start, to: lastEnd)
         return report
     }
 
@@ -67,7 +68,8 @@ extension Accumulator {
     private func skipNonFinite(_ report: inout WindowReport, _ operation: StaticString) throws(GAError)
         -> WindowReport.Outcome
     {
-        if report.firstNonFinite == nil {
+        // What a dropped micro-batch held is not in the sums.
+        if options.isIsolated || report.firstNonFinite == nil {
             let parameter = norms?.firstIndex { !Float($0).isFinite }
             let isOnlyOne = window.microBatches == 1 && window.aborted == 0
             report.firstNonFinite = WindowReport.NonFinite(
