@@ -840,6 +840,10 @@ typedef struct ga_accumulator ga_accumulator;
 #define GA_ON_NON_FINITE_SKIP 0  /* it is dropped, and the report says so                                 */
 #define GA_ON_NON_FINITE_RAISE 1 /* it is dropped, and the call is GA_ERROR_NON_FINITE                    */
 
+/* What the gradients of a micro-batch are added to: see ga_accumulator_create. */
+#define GA_ACCUMULATE_INTO_GRADIENTS 0
+#define GA_ACCUMULATE_INTO_MOMENTS 1
+
 typedef struct ga_accumulator_options {
     uint32_t struct_size;
     int32_t loss_reduction;     /* what a loss is: GA_REDUCTION_SUM over its weight, or GA_REDUCTION_MEAN  */
@@ -851,14 +855,15 @@ typedef struct ga_accumulator_options {
     int32_t isolated;           /* 0: micro-batches are added in place; 1: at their commit, see below     */
     int32_t normalization;      /* one of GA_NORMALIZATION_...                                            */
     int32_t on_non_finite;      /* one of GA_ON_NON_FINITE_...                                            */
-    int32_t reserved;
+    int32_t accumulate_into;    /* one of GA_ACCUMULATE_INTO_...                                          */
     int64_t max_consecutive_skips; /* one more skip in a row is an error; 0: no limit                     */
     double max_loss_z_score;    /* skip a window whose loss is this many standard deviations above its    */
     double max_norm_z_score;    /* mean, or whose norm before clipping is; 0: no limit                    */
     int64_t outlier_warmup;     /* applied windows before that, and reach of mean and variance; at least 2 */
 } ga_accumulator_options;
 #define GA_ACCUMULATOR_OPTIONS_INIT { sizeof(ga_accumulator_options), GA_REDUCTION_SUM, 1, 0.0, 0.0, 0.0, 1e-3, \
-                                      0, GA_NORMALIZATION_WEIGHT, GA_ON_NON_FINITE_SKIP, 0, 0, 0.0, 0.0, 32 }
+                                      0, GA_NORMALIZATION_WEIGHT, GA_ON_NON_FINITE_SKIP, \
+                                      GA_ACCUMULATE_INTO_GRADIENTS, 0, 0.0, 0.0, 32 }
 
 /*
  * Creates the accumulator of an optimizer. options NULL takes the defaults.
@@ -875,8 +880,18 @@ typedef struct ga_accumulator_options {
  * known in isolated mode, and otherwise from the second skip in a row on, when sums are looked at after each.
  * Running means and variances are those of the applied windows up to outlier_warmup of them, and then go on with a
  * share of 1 / outlier_warmup for each new one.
- * Errors: STATE if the optimizer has an accumulator; INVALID_ARGUMENT for an option outside of its range, or more than
- * one way to clip.
+ * accumulate_into moments (AdamA; Zhang et al., arXiv 2305.19982) is for Adam without weight decay and AdamW: a micro-batch
+ * goes into their moments when it is committed, and its gradients are freed. They are in memory from where the backward
+ * pass makes them to the commit, instead of all the time; float32 gradients of the caller are not copied at all. As in
+ * isolated mode, a micro-batch that is not finite, or too large to be squared in float32, is dropped without a trace,
+ * which takes one more pass over its gradients, and it can be aborted until its commit. With one micro-batch to a window it is the same update, to the bit.
+ * What it gives up: law 1, except for the number of threads, as the second moment has the sum of the squares of the
+ * micro-batches' gradients; law 2, as nothing is divided by the window's weight; and dropping a window, so that ga_zero and
+ * GA_TAIL_DROP are GA_ERROR_STATE once something was committed. It needs GA_NORMALIZATION_SUM, and excludes clipping, also
+ * that of groups, and limits on outliers. gradient_norm and ga_gradient_norms are 0, and ga_accumulated_gradient is
+ * GA_ERROR_STATE.
+ * Errors: STATE if the optimizer has an accumulator, or its rule has no moments to accumulate into; INVALID_ARGUMENT for
+ * an option outside of its range, more than one way to clip, or an option that accumulate_into excludes.
  */
 ga_status ga_accumulator_create(ga_accumulator **out, ga_optimizer *optimizer,
                                 const ga_accumulator_options *options);

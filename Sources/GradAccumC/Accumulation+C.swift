@@ -14,7 +14,8 @@ public func ga_accumulator_create(
             or: ga_accumulator_options(
                 struct_size: 0, loss_reduction: GA_REDUCTION_SUM, accumulation_steps: 1, max_grad_norm: 0,
                 max_grad_value: 0, agc_clipping: 0, agc_eps: defaults.agcEps, isolated: 0,
-                normalization: GA_NORMALIZATION_WEIGHT, on_non_finite: GA_ON_NON_FINITE_SKIP, reserved: 0,
+                normalization: GA_NORMALIZATION_WEIGHT, on_non_finite: GA_ON_NON_FINITE_SKIP,
+                accumulate_into: GA_ACCUMULATE_INTO_GRADIENTS,
                 max_consecutive_skips: 0, max_loss_z_score: 0, max_norm_z_score: 0,
                 outlier_warmup: Int64(defaults.outlierWarmup)),
             firstVersion: 24)
@@ -30,7 +31,8 @@ public func ga_accumulator_create(
                 onNonFinite: try constant(chosen.on_non_finite, "on_non_finite"),
                 maxConsecutiveSkips: chosen.max_consecutive_skips == 0 ? nil : Int(chosen.max_consecutive_skips),
                 maxLossZScore: unlessZero(chosen.max_loss_z_score), maxNormZScore: unlessZero(chosen.max_norm_z_score),
-                outlierWarmup: Int(chosen.outlier_warmup)))
+                outlierWarmup: Int(chosen.outlier_warmup),
+                accumulateInto: try constant(chosen.accumulate_into, "accumulate_into")))
         out.pointee = try HandleTable.shared.insert(accumulator, .accumulator)
     }
 }

@@ -110,6 +110,54 @@ func adamMean(
     withMoments(parameter, gradient, m, v, options, n, step)
 }
 
+/// The moments of Adam take in `g = scale * gradient`: for the first gradient of an update `m += (1 - beta1)(g - m)` and
+/// `v = beta2 * v + (1 - beta2) g^2`, and for each that follows `m += (1 - beta1) g` and `v += (1 - beta2) g^2`.
+func adamTakeIn(
+    _ gradient: UnsafePointer<Float>, _ m: UnsafeMutablePointer<Float>, _ v: UnsafeMutablePointer<Float>,
+    _ options: UnsafePointer<shims_moments>, _ n: Int64
+) {
+    let options = options.pointee
+    let scale = Vector(repeating: options.gradient_scale)
+    let weight1 = Vector(repeating: options.weight1)
+    let weight2 = Vector(repeating: options.weight2)
+    if options.is_first != 0 {
+        let beta2 = Vector(repeating: options.beta2)
+        @inline(always)
+        func update(_ lanes: Lanes) {
+            let g = load(gradient, lanes) * scale
+            let mean = load(m, lanes)
+            store(multiplyAdd(weight1, g - mean, mean), m, lanes)
+            store(multiplyAdd(weight2 * g, g, load(v, lanes) * beta2), v, lanes)
+        }
+        forEachLanes(to: Int(n), update)
+    } else {
+        @inline(always)
+        func update(_ lanes: Lanes) {
+            let g = load(gradient, lanes) * scale
+            store(multiplyAdd(weight1, g, load(m, lanes)), m, lanes)
+            store(multiplyAdd(weight2 * g, g, load(v, lanes)), v, lanes)
+        }
+        forEachLanes(to: Int(n), update)
+    }
+}
+
+/// The step of ``adam(_:_:_:_:_:_:)`` with moments that are what they are to be.
+func adamAlongMoments(
+    _ parameter: UnsafeMutablePointer<Float>, _ m: UnsafePointer<Float>, _ v: UnsafePointer<Float>,
+    _ options: UnsafePointer<shims_adam>, _ n: Int64
+) {
+    let options = options.pointee
+    let correction = Vector(repeating: options.inverse_sqrt_correction2)
+    let size = Vector(repeating: -options.step_size)
+    @inline(always)
+    func update(_ lanes: Lanes) {
+        let denominator = multiplyAdd(load(v, lanes).squareRoot(), correction, options.eps)
+        let p = load(parameter, lanes) * options.decoupled_decay
+        store(multiplyAdd(size, load(m, lanes) / denominator, p), parameter, lanes)
+    }
+    forEachLanes(to: Int(n), update)
+}
+
 /// Lion as its authors publish it: p, decayed first, loses `learning_rate` times the sign of m moved towards
 /// `g = scale * gradient` by `1 - beta1`; then m moves towards g by `1 - beta2`.
 func lion(

@@ -35,6 +35,8 @@ public func makeKernelTable() -> shims_kernel_table {
         nadam: nadam,
         adam_mean: adamMean,
         adamw8bit: adamw8bit,
+        adam_take_in: adamTakeIn,
+        adam_along_moments: adamAlongMoments,
         lion: lion,
         lamb_moments: lambMoments,
         lamb_step: lambStep,

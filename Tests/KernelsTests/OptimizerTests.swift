@@ -42,6 +42,53 @@ final class OptimizerTests: KernelTestCase {
         }
     }
 
+    func testMomentsTakeInGradients() {
+        var random = SplitMix64(78)
+        for build in Build.all {
+            for n in lengths {
+                for isFirst in [true, false] {
+                    var options = shims_moments(
+                        gradient_scale: 0.3, beta2: 0.999, weight1: 0.1, weight2: 0.001, is_first: isFirst ? 1 : 0)
+                    let (g, m, v) = (random.floats(n), random.floats(n), random.floats(n, in: 0.01...1))
+                    let (gradient, first, second) = (Buffer(g), Buffer(m), Buffer(v))
+                    build.kernels.adam_take_in(gradient.pointer, first.pointer, second.pointer, &options, Int64(n))
+                    let scaled = g.map { Double(Float(0.3)) * Double($0) }
+                    let context = "\(build.name) n=\(n)"
+                    let means = zip(scaled, m).map { g, m in
+                        Double(m) + Double(Float(0.1)) * (isFirst ? g - Double(m) : g)
+                    }
+                    let squares = zip(scaled, v).map { g, v in
+                        (isFirst ? Double(Float(0.999)) : 1) * Double(v) + Double(Float(0.001)) * g * g
+                    }
+                    expect(first.elements, near: means, within: 2, size: m.map { abs(Double($0)) + 2 }, context)
+                    expect(second.elements, near: squares, within: 2, context)
+                }
+            }
+        }
+    }
+
+    /// A gradient that is taken in and a step along the moments are the bits of a step with that gradient.
+    func testAStepAlongMomentsIsThatOfAdam() {
+        var random = SplitMix64(79)
+        for build in Build.all {
+            for n in lengths {
+                var options = adamOptions(decoupledDecay: 0.999, l2Decay: 0)
+                var moments = shims_moments(
+                    gradient_scale: 0.3, beta2: 0.999, weight1: 0.1, weight2: 0.001, is_first: 1)
+                let arrays = [random.floats(n), random.floats(n), random.floats(n, in: 0.01...1)]
+                let gradient = Buffer(random.floats(n))
+                let (whole, parts) = (arrays.map { Buffer($0) }, arrays.map { Buffer($0) })
+                build.kernels.adam(
+                    whole[0].pointer, gradient.pointer, whole[1].pointer, whole[2].pointer, &options, Int64(n))
+                build.kernels.adam_take_in(
+                    gradient.pointer, parts[1].pointer, parts[2].pointer, &moments, Int64(n))
+                build.kernels.adam_along_moments(
+                    parts[0].pointer, parts[1].pointer, parts[2].pointer, &options, Int64(n))
+                for (a, b) in zip(whole, parts) { XCTAssertEqual(a.elements, b.elements, "\(build.name) n=\(n)") }
+            }
+        }
+    }
+
     private func adamOptions(decoupledDecay: Float, l2Decay: Float) -> shims_adam {
         shims_adam(
             gradient_scale: 0.3, beta2: 0.999, eps: 1e-8, step_size: 0.01, gradient_step_size: 0.02,

@@ -207,6 +207,8 @@ int main(void) {
     EXPECT(window.isolated == 0 && offsetof(ga_accumulator_options, isolated) == 48);
     EXPECT(window.normalization == GA_NORMALIZATION_WEIGHT && offsetof(ga_accumulator_options, normalization) == 52);
     EXPECT(window.on_non_finite == GA_ON_NON_FINITE_SKIP && offsetof(ga_accumulator_options, on_non_finite) == 56);
+    EXPECT(window.accumulate_into == GA_ACCUMULATE_INTO_GRADIENTS);
+    EXPECT(offsetof(ga_accumulator_options, accumulate_into) == 60);
     EXPECT(offsetof(ga_accumulator_options, max_consecutive_skips) == 64);
     EXPECT(window.max_loss_z_score == 0.0 && offsetof(ga_accumulator_options, max_loss_z_score) == 72);
     EXPECT(window.max_norm_z_score == 0.0 && offsetof(ga_accumulator_options, max_norm_z_score) == 80);

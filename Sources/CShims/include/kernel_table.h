@@ -37,6 +37,12 @@ typedef struct shims_adam {
     float l2_decay;        /* times the parameter is added to the gradient */
 } shims_adam;
 
+typedef struct shims_moments {
+    float gradient_scale, beta2;
+    float weight1, weight2; /* 1 - beta1 and 1 - beta2 */
+    int32_t is_first;       /* whether the moments move on first: once per update */
+} shims_moments;
+
 /* Element (i, j) is at address[i * row + j * column], and one of the two steps is 1. */
 typedef struct shims_matrix {
     const void *_Nonnull address;
@@ -202,6 +208,12 @@ typedef struct shims_kernel_table {
     void (*_Nonnull adamw8bit)(float *_Nonnull parameter, const float *_Nonnull gradient, uint8_t *_Nonnull m,
                                float *_Nonnull m_largest, uint8_t *_Nonnull v, float *_Nonnull v_largest,
                                const shims_adam *_Nonnull options, int64_t n);
+    /* The moments of adam take in a gradient that is one of several in an update. */
+    void (*_Nonnull adam_take_in)(const float *_Nonnull gradient, float *_Nonnull m, float *_Nonnull v,
+                                  const shims_moments *_Nonnull options, int64_t n);
+    /* The step of adam with moments that have taken in all. */
+    void (*_Nonnull adam_along_moments)(float *_Nonnull parameter, const float *_Nonnull m, const float *_Nonnull v,
+                                        const shims_adam *_Nonnull options, int64_t n);
     void (*_Nonnull lion)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
                           const shims_lion *_Nonnull options, int64_t n);
     /* Updates m and v as adam does, and sums up the squares of the parameter and of the direction. */

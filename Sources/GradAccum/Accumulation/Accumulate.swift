@@ -46,9 +46,13 @@ extension Accumulator {
             throw GAError(.dtype, "accumulate_gradients: dtype is \(dtype), and a floating type is needed")
         }
         try require(loss: loss, weight: weight, "accumulate_gradients")
+        if moments != nil && window.microBatch == nil && dtype == .float32 {
+            return try accumulateIntoMoments(gradients, loss: loss, weight: weight)
+        }
         try add(loss: loss, weight: weight, since: nil, "accumulate_gradients") { () throws(GAError) in
             for (parameter, gradient) in zip(optimizer.parameters, gradients) where gradient != nil {
                 try prepare(parameter, LeafUses(count: 1))
+                _ = try place(of: parameter, use: 0)
             }
         } run: { (_, scale) throws(GAError) in
             let (destination, pieces) = (

@@ -14,6 +14,8 @@ public final class Accumulator {
     public var skipHandler: ((WindowReport) throws(GAError) -> SkipDecision)?
 
     let clipping: Clipping
+    /// Where gradients go into moments.
+    var moments: MomentAccumulation?
     var window = Window()
     /// A call is under way: a callback of the caller must not come in between.
     var isBusy = false
@@ -38,6 +40,16 @@ public final class Accumulator {
         }
         try options.validate()
         clipping = try Clipping(options)
+        var options = options
+        if options.accumulateInto == .moments {
+            options.isIsolated = true
+            moments = try MomentAccumulation(optimizer, options)
+        } else if optimizer.holdsPartOfWindow {
+            throw GAError(
+                .state,
+                "accumulator: the optimizer's moments hold micro-batches of a window that was never stepped: accumulate "
+                    + "into moments, and take a step first")
+        }
         self.optimizer = optimizer
         self.options = options
         sums = optimizer.parameters.map { _ in LeafGradient() }
@@ -50,6 +62,7 @@ public final class Accumulator {
     /// Errors: `state` from within another call, which only a callback of the caller can be.
     public func zero() throws(GAError) {
         try requireIdle("zero")
+        try requireDroppable("zero")
         drop()
     }
 
@@ -68,6 +81,10 @@ public final class Accumulator {
         guard optimizer.parameters.indices.contains(index) else {
             throw GAError(
                 .index, "accumulated_gradient: index is \(index), outside of 0 ... \(optimizer.parameters.count - 1)")
+        }
+        guard moments == nil else {
+            throw GAError(
+                .state, "accumulated_gradient: accumulate_into is moments: there is no sum of gradients to copy")
         }
         return try sums[index].sum(shape: optimizer.parameters[index].shape)
     }
@@ -138,8 +155,19 @@ extension Accumulator: GradientSink {
                 "accumulate: loss depends on \(leaf.label), which belongs \(whose): detach it, or create this "
                     + "accumulator's optimizer with it")
         }
+        guard moments == nil else {
+            moments!.uses[leaf.indexInOwner] = uses
+            return
+        }
         try destination[leaf.indexInOwner].prepare(leaf, uses)
     }
 
-    func place(of leaf: Tensor, use: Int) -> GradientPlace { destination[leaf.indexInOwner].place(ofUse: use) }
+    func place(of leaf: Tensor, use: Int) throws(GAError) -> GradientPlace {
+        // No sooner than it is written to: activations have made room until then.
+        if let uses = moments?.uses[leaf.indexInOwner] {
+            try destination[leaf.indexInOwner].prepare(leaf, uses)
+            moments!.uses[leaf.indexInOwner] = nil
+        }
+        return destination[leaf.indexInOwner].place(ofUse: use)
+    }
 }

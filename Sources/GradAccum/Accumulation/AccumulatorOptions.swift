@@ -7,6 +7,19 @@ extension Accumulator {
         case sum = 1
     }
 
+    /// What the gradients of a micro-batch are added to.
+    public enum Destination: Int32, CaseIterable, Sendable {
+        /// Sums of their own, one for each parameter.
+        case gradients = 0
+        /// The moments of Adam or AdamW (AdamA, Zhang et al., arXiv 2305.19982): no sums are kept across the window.
+        ///
+        /// The second moment has the sum of the squares of the micro-batches' gradients in place of the square of their
+        /// sum, so law 1 is given up: the result depends on where the batch is cut, and still not on the number of threads.
+        /// A micro-batch that is not finite is dropped alone, as in isolated mode. What was committed cannot be dropped,
+        /// clipped or divided by a weight any more.
+        case moments = 1
+    }
+
     /// What becomes of a window, or of a micro-batch in isolated mode, that is not finite.
     public enum NonFinitePolicy: Int32, CaseIterable, Sendable {
         /// It is dropped, and the report says so.
@@ -48,13 +61,15 @@ extension Accumulator {
         /// The number of applied windows before an outlier can be told, at least 2. The running mean and variance are
         /// those of that many windows, and go on with a share of one in that many for each that follows.
         public var outlierWarmup: Int
+        /// Moments need ``Normalization/sum``, allow no clipping and no limit on outliers, and make it isolated.
+        public var accumulateInto: Destination
 
         public init(
             lossReduction: Reduction = .sum, accumulationSteps: Int = 1, maxGradNorm: Double? = nil,
             maxGradValue: Double? = nil, agcClipping: Double? = nil, agcEps: Double = 1e-3, isIsolated: Bool = false,
             normalization: Normalization = .weight, onNonFinite: NonFinitePolicy = .skip,
             maxConsecutiveSkips: Int? = nil, maxLossZScore: Double? = nil, maxNormZScore: Double? = nil,
-            outlierWarmup: Int = 32
+            outlierWarmup: Int = 32, accumulateInto: Destination = .gradients
         ) {
             self.lossReduction = lossReduction
             self.accumulationSteps = accumulationSteps
@@ -69,6 +84,7 @@ extension Accumulator {
             self.maxLossZScore = maxLossZScore
             self.maxNormZScore = maxNormZScore
             self.outlierWarmup = outlierWarmup
+            self.accumulateInto = accumulateInto
         }
 
         /// Errors: `invalidArgument` for an option outside of its range; those of clipping are checked there.

@@ -65,12 +65,21 @@ extension Accumulator {
     /// Puts a micro-batch into the window, or drops it if it is not finite and isolated.
     ///
     /// Errors: `outOfMemory`, and nothing has changed; `nonFinite` where the policy says so, and it was dropped.
-    func commit(_ microBatch: MicroBatch, _ operation: StaticString) throws(GAError) {
+    func commit(
+        _ microBatch: MicroBatch, _ operation: StaticString, given: [UnsafePointer<Float>?]? = nil
+    ) throws(GAError) {
         startWindow()
         if options.isIsolated {
             let found: WindowReport.NonFinite?
             do throws(GAError) {
-                found = if let loss = microBatch.nonFinite { loss } else { try takeIn(microBatch) }
+                found =
+                    if let loss = microBatch.nonFinite {
+                        loss
+                    } else if moments != nil {
+                        try takeIntoMoments(microBatch, given)
+                    } else {
+                        try takeIn(microBatch)
+                    }
             } catch {
                 if window.microBatch == nil { for gradient in scratch { gradient.empty() } }
                 throw error
@@ -78,6 +87,7 @@ extension Accumulator {
             for gradient in scratch {
                 gradient.freeUnused()
                 gradient.empty()
+                if moments != nil { gradient.free() }
             }
             end(microBatch)
             if let found {

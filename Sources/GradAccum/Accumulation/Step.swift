@@ -19,12 +19,22 @@ extension Accumulator {
         let learningRate = try optimizer.nextLearningRate()
         let start = Monotonic.now()
         isBusy = true
-        defer {
-            drop()
-            isBusy = false
-        }
+        defer { isBusy = false }
         var report = windowReport()
         report.learningRate = learningRate
+        if moments == nil {
+            try endWindowOfSums(&report, operation)
+        } else {
+            try endWindowOfMoments(&report, operation)
+        }
+        report.updateCount = optimizer.updateCount
+        lastEnd = Monotonic.now()
+        report.cost.stepSeconds = Monotonic.seconds(from: start, to: lastEnd)
+        return report
+    }
+
+    private func endWindowOfSums(_ report: inout WindowReport, _ operation: StaticString) throws(GAError) {
+        defer { drop() }
         norms = optimizer.parameters.map { _ in 0 }
         if window.weight > 0 {
             report.outcome = try update(&report, operation)
@@ -34,10 +44,6 @@ extension Accumulator {
         } else {
             report.outcome = .skippedZeroWeight
         }
-        report.updateCount = optimizer.updateCount
-        lastEnd = Monotonic.now()
-        report.cost.stepSeconds = Monotonic.seconds(from: start, to: lastEnd)
-        return report
     }
 
     /// Updates the parameters, unless the window is not fit for it; what else there is to report goes into `report`.

@@ -30,7 +30,12 @@ extension Accumulator {
     /// error. Errors: those of ``step()``, of which none is about a window that is to be dropped.
     public func endData(_ tail: Tail) throws(GAError) -> WindowReport {
         let operation: StaticString = "data_end"
-        if tail == .drop { try requireIdle(operation) } else { try requireBetweenMicroBatches(operation) }
+        if tail == .drop {
+            try requireIdle(operation)
+            try requireDroppable(operation)
+        } else {
+            try requireBetweenMicroBatches(operation)
+        }
         var report = windowReport()
         guard !window.isEmpty || window.isBroken else {
             report.outcome = .empty

@@ -57,6 +57,12 @@ final class LeafGradient {
         while dense.count > 1, dense[dense.count - 1].isEmpty { dense.removeLast() }
     }
 
+    /// Frees all places.
+    func free() {
+        dense = []
+        rows = []
+    }
+
     /// Where ``fold(from:count:)`` leaves the sum of all places, or nil if nothing was added to any.
     var total: GradientBuffer? {
         dense.first { !$0.isEmpty } ?? (rows.allSatisfy { $0.isEmpty } ? nil : dense.first)

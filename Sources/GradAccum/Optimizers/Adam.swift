@@ -49,11 +49,13 @@ extension Adam: ElementwiseRule {
     }
 
     public func step(number: Int, gradientScale: Float) -> Step {
+        adamStep(options(number: number, gradientScale: gradientScale))
+    }
+
+    func options(number: Int, gradientScale: Float) -> shims_adam {
         let moments = AdamMoments(beta1, beta2, number: number)
-        return adamStep(
-            moments.options(
-                gradientScale: gradientScale, stepSize: learningRate / moments.correction1, eps: eps,
-                l2Decay: weightDecay))
+        return moments.options(
+            gradientScale: gradientScale, stepSize: learningRate / moments.correction1, eps: eps, l2Decay: weightDecay)
     }
 }
 

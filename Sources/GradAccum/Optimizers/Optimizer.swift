@@ -6,9 +6,11 @@ public final class Optimizer {
     private(set) var rule: any UpdateRule
     var groups: ParameterGroups
     /// Per parameter, the updates that it had part in: the clock of its state.
-    private var updateCounts: [Int]
+    var updateCounts: [Int]
+    /// Per parameter, whether its moments hold gradients of a window that has had no update: see ``MomentRule``.
+    var isInMoments: [Bool]
     /// Per parameter, the arrays that the rule keeps.
-    private let slots: [[SlotMemory]]
+    let slots: [[SlotMemory]]
     private let workspace: Tensor
     private var isUpdating = false
     /// What moves with each update.
@@ -32,6 +34,7 @@ public final class Optimizer {
         workspace = try Tensor(uninitialized: [rule.workspace(shapes: parameters.map(\.shape))], for: "optimizer")
         groups = ParameterGroups(parameterCount: parameters.count)
         updateCounts = parameters.map { _ in 0 }
+        isInMoments = parameters.map { _ in false }
         self.parameters = parameters
         self.rule = rule
         self.slots = slots
@@ -110,6 +113,11 @@ public final class Optimizer {
         for (_, updated) in parts {
             for parameter in updated { updateCounts[parameter.index] += 1 }
         }
+        try noteUpdate(weight: weight, loss: loss)
+    }
+
+    /// Moves the clock, and what moves with it.
+    func noteUpdate(weight: Double, loss: Double) throws(GAError) {
         progress.advance(weight: weight, loss: loss)
         for reference in averages { try reference.average?.advance(weight: weight) }
     }

@@ -25,6 +25,8 @@ struct SlotMemory {
     let slot: Slot
     let storage: Storage
 
+    var floats: UnsafeMutablePointer<Float> { storage.address.assumingMemoryBound(to: Float.self) }
+
     /// Errors: `overflow`, `outOfMemory`, `invalidArgument` for a negative size.
     init(_ slot: Slot) throws(GAError) {
         let byteCount = try Shape.elementCount(slot.shape, "optimizer") * slot.element.byteCount

@@ -48,6 +48,7 @@ PLATEAU_WINDOW_LOSS, PLATEAU_METRIC = 0, 1
 PLATEAU_MIN, PLATEAU_MAX = 0, 1
 THRESHOLD_RELATIVE, THRESHOLD_ABSOLUTE = 0, 1
 NORMALIZATION_WEIGHT, NORMALIZATION_SUM = 0, 1
+ACCUMULATE_INTO_GRADIENTS, ACCUMULATE_INTO_MOMENTS = 0, 1
 ON_NON_FINITE_SKIP, ON_NON_FINITE_RAISE = 0, 1
 WEIGHT_LATER = -1e300
 STEP_APPLIED, STEP_SKIPPED_NON_FINITE, STEP_SKIPPED_ZERO_WEIGHT, STEP_SKIPPED_OUTLIER = 0, 1, 2, 3
@@ -377,7 +378,7 @@ class AccumulatorOptions(_Sized):
         ("isolated", c_int32),
         ("normalization", c_int32),
         ("on_non_finite", c_int32),
-        ("reserved", c_int32),
+        ("accumulate_into", c_int32),
         ("max_consecutive_skips", c_int64),
         ("max_loss_z_score", c_double),
         ("max_norm_z_score", c_double),

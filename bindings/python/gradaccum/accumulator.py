@@ -92,6 +92,7 @@ SkipHandler = Callable[[Report], Decision]
 Tail = Literal["step", "carry", "drop"]
 _TAILS = {"step": _ffi.TAIL_STEP, "carry": _ffi.TAIL_CARRY, "drop": _ffi.TAIL_DROP}
 _NORMALIZATIONS = {"weight": _ffi.NORMALIZATION_WEIGHT, "sum": _ffi.NORMALIZATION_SUM}
+_DESTINATIONS = {"gradients": _ffi.ACCUMULATE_INTO_GRADIENTS, "moments": _ffi.ACCUMULATE_INTO_MOMENTS}
 _ON_NON_FINITE = {"skip": _ffi.ON_NON_FINITE_SKIP, "raise": _ffi.ON_NON_FINITE_RAISE}
 
 
@@ -178,6 +179,9 @@ class Accumulator:
     isolated: adds a micro-batch when it is committed, so that it can be aborted, and drops one that is not finite
         alone. That takes one more gradient in memory, and bits then depend on where the batch is cut.
     normalization: what the sum is divided by at the step: "weight", or "sum" for nothing.
+    accumulate_into: "gradients", or the "moments" of Adam or AdamW (AdamA, arXiv 2305.19982), for which gradients
+        are in memory until their micro-batch is committed, and no longer. That needs the normalization "sum" and
+        gives up law 1, clipping, limits on outliers and dropping a window: see ga_accumulator_create.
     on_non_finite: what becomes of a window, or in isolated mode a micro-batch, that is not finite: "skip", or
         "raise" for GANonFiniteError. It is dropped in either case.
     skip_handler: asked instead, and about outliers, with the report; returns a Decision.
@@ -198,6 +202,7 @@ class Accumulator:
         loss_reduction: str = "sum",
         isolated: bool = False,
         normalization: str = "weight",
+        accumulate_into: str = "gradients",
         on_non_finite: str = "skip",
         skip_handler: SkipHandler | None = None,
         max_consecutive_skips: int = 0,
@@ -215,6 +220,7 @@ class Accumulator:
             loss_reduction=reduction_constant("loss_reduction", loss_reduction),
             isolated=int(isolated),
             normalization=constant_of("normalization", normalization, _NORMALIZATIONS),
+            accumulate_into=constant_of("accumulate_into", accumulate_into, _DESTINATIONS),
             on_non_finite=constant_of("on_non_finite", on_non_finite, _ON_NON_FINITE),
             max_consecutive_skips=max_consecutive_skips,
             max_loss_z_score=max_loss_z_score,

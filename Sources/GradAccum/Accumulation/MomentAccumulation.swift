@@ -1,0 +1,144 @@
+import CShims
+
+/// What an accumulator of moments (AdamA, Zhang et al., arXiv 2305.19982) does in place of adding gradients up.
+///
+/// A micro-batch that is committed goes into the moments of Adam at once, and its gradients are let go of: they take
+/// memory while its backward pass runs, and no longer. A micro-batch that is not finite, or that is aborted, changes
+/// nothing. What was committed cannot be taken back, nor can anything be found out about the window's gradient as a whole.
+struct MomentAccumulation {
+    /// Per parameter, the uses in the graph at hand for which there is no memory yet.
+    var uses: [LeafUses?]
+
+    init(_ optimizer: Optimizer, _ options: Accumulator.Options) throws(GAError) {
+        uses = optimizer.parameters.map { _ in nil }
+        try MomentAccumulation.check(options)
+        try MomentAccumulation.check(optimizer)
+    }
+
+    /// Errors: `invalidArgument` for an option that needs the gradient of a whole window, or needs to drop it.
+    private static func check(_ options: Accumulator.Options) throws(GAError) {
+        guard options.normalization == .sum else {
+            throw GAError(
+                .invalidArgument,
+                "accumulator: accumulate_into is moments, which cannot be divided by a weight that is known at the step "
+                    + "alone: set normalization to sum, and scale each loss")
+        }
+        let excluded: [(String, Bool)] = [
+            ("max_grad_norm", options.maxGradNorm != nil), ("max_grad_value", options.maxGradValue != nil),
+            ("agc_clipping", options.agcClipping != nil), ("max_norm_z_score", options.maxNormZScore != nil),
+            ("max_loss_z_score", options.maxLossZScore != nil),
+        ]
+        for (option, isSet) in excluded where isSet {
+            throw GAError(
+                .invalidArgument,
+                "accumulator: \(option) is set, which needs the gradient of a whole window, and accumulate_into is moments: "
+                    + "leave it 0, or accumulate into gradients")
+        }
+    }
+
+    /// Errors: `state` for a rule, or a group, that does not allow it.
+    static func check(_ optimizer: Optimizer) throws(GAError) {
+        _ = try optimizer.momentRule(optimizer.rule)
+        for (number, group) in optimizer.groups.all.enumerated() {
+            guard group.maxGradNorm == nil else {
+                throw GAError(
+                    .state,
+                    "accumulate_into is moments, and group \(number) has a max_grad_norm, which needs the gradient of a whole "
+                        + "window: set it to 0")
+            }
+            _ = try optimizer.momentRule(try group.rule(optimizer.rule))
+        }
+    }
+}
+
+extension Accumulator {
+    /// Errors: `state` if moments hold a part of a window, which they cannot give back.
+    func requireDroppable(_ operation: StaticString) throws(GAError) {
+        guard moments != nil && optimizer.holdsPartOfWindow else { return }
+        throw GAError(
+            .state,
+            "\(operation): the moments hold micro-batches of this window and cannot give them back: take a step instead"
+        )
+    }
+
+    /// Takes a micro-batch into the moments unless it is not finite, and lets go of its gradients.
+    ///
+    /// `given`: gradients of the caller in place of those in scratch. Returns where it is not finite, or too large to
+    /// be squared.
+    func takeIntoMoments(
+        _ microBatch: MicroBatch, _ given: [UnsafePointer<Float>?]?
+    ) throws(GAError) -> WindowReport.NonFinite? {
+        try MomentAccumulation.check(optimizer)
+        let gradients: [UnsafePointer<Float>?]
+        let squares: [Double]
+        if let given {
+            gradients = zip(given, optimizer.parameters).map { $1.requiresGrad ? $0 : nil }
+            squares = try sumsOfSquares(gradients)
+        } else {
+            let (totals, found) = try foldPlaces(scratch)
+            (gradients, squares) = (totals.map { $0.map { UnsafePointer($0.floats) } }, found)
+        }
+        // The second moments take in squares.
+        let scale = Double(microBatch.scale)
+        if let index = squares.firstIndex(where: { !Float($0 * scale * scale).isFinite }) {
+            return WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
+        }
+        try optimizer.takeIntoMoments(gradients, scale: microBatch.scale)
+        return nil
+    }
+
+    /// Per parameter, that of its gradient.
+    private func sumsOfSquares(_ gradients: [UnsafePointer<Float>?]) throws(GAError) -> [Double] {
+        let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
+        var parts = [Double](repeating: 0, count: pieces.count)
+        try parts.withUnsafeMutableBufferPointer { (parts) throws(GAError) in
+            let parts = UnsafeMutableBufferPointer(rebasing: parts[...])
+            try Runtime.parallel(tiles: pieces.count) { tile in
+                let (index, start, count) = pieces[tile]
+                parts[tile] = Runtime.kernels.sum_of_squares(gradients[index]! + start, Int64(count))
+            }
+        }
+        var squares = gradients.map { _ in 0.0 }
+        for (piece, part) in parts.enumerated() { squares[pieces[piece].index] += part }
+        return squares
+    }
+
+    /// Ends a window of moments: updates the parameters that it reached.
+    ///
+    /// Errors: those of the update, and the window goes on; those of ``skip(_:as:_:)`` where no micro-batch counted, and it
+    /// is dropped.
+    func endWindowOfMoments(_ report: inout WindowReport, _ operation: StaticString) throws(GAError) {
+        if window.microBatches > 0 {
+            try MomentAccumulation.check(optimizer)
+            let isApplied = try optimizer.applyMoments(
+                learningRate: report.learningRate, weight: report.weight, loss: report.loss)
+            report.outcome = isApplied ? .applied : .skippedZeroWeight
+            consecutiveSkips = 0
+            report.consecutiveSkips = 0
+        } else {
+            // All that there was has been dropped.
+            defer { drop() }
+            _ = try skip(&report, as: .skippedNonFinite, operation)
+        }
+        norms = optimizer.parameters.map { _ in 0 }
+        drop()
+    }
+
+    /// Adds gradients of the caller without a copy of them, as a micro-batch of its own.
+    func accumulateIntoMoments(_ gradients: [UnsafeRawPointer?], loss: Double, weight: Double?) throws(GAError) {
+        isBusy = true
+        defer { isBusy = false }
+        var microBatch = MicroBatch(number: window.nextNumber, start: Monotonic.now())
+        if !loss.isFinite {
+            microBatch.nonFinite = WindowReport.NonFinite(parameter: nil, microBatch: microBatch.number)
+        }
+        microBatch.additions = 1
+        microBatch.isWeightToCome = weight == nil
+        microBatch.weight = weight ?? 0
+        let isMean = options.lossReduction == .mean
+        microBatch.loss = isMean ? loss * (weight ?? 1) : loss
+        microBatch.scale = isMean ? Float(weight ?? 1) : 1
+        try commit(
+            microBatch, "accumulate_gradients", given: gradients.map { $0?.assumingMemoryBound(to: Float.self) })
+    }
+}
