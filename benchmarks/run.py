@@ -11,14 +11,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from families import gpt_memory, gpt_speed, steady_state, threads, weight_gradient, window_end, window_memory
+from families import (
+    gpt_memory,
+    gpt_speed,
+    optimizers,
+    steady_state,
+    threads,
+    weight_gradient,
+    window_end,
+    window_memory,
+)
 from lab.child import REPOSITORY, Build, ChildFailed, python, run_program
 from lab.lab import Lab
 from lab.load import TOLERATED
 from lab.report import machine, table, write_json
 from lab.rows import Measured, Result, Row, Unsupported
 
-FAMILIES = (gpt_speed, gpt_memory, window_end, weight_gradient, window_memory, steady_state, threads)
+FAMILIES = (gpt_speed, gpt_memory, window_end, optimizers, weight_gradient, window_memory, steady_state, threads)
 ROWS: list[Row] = [row for family in FAMILIES for row in family.ROWS]
 
 

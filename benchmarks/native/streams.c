@@ -1,8 +1,8 @@
 /*
- * Prints the seconds of a plain in-place update of four float32 streams: streams ELEMENTS THREADS REPEATS
+ * Prints the seconds of a plain in-place update of float32 streams: streams ELEMENTS THREADS REPEATS [STREAMS]
  *
- * The memory traffic of the end of a window with AdamW: weights, gradients and two moments are each read and
- * written once. One number per repeat, after one that touches the pages.
+ * Four unless STREAMS says otherwise, 2 to 6: the memory traffic of the end of a window with AdamW, where weights,
+ * gradients and two moments are each read and written once. One number per repeat, after one that touches the pages.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -11,7 +11,10 @@
 #include <sys/mman.h>
 #include <time.h>
 
-static float *streams[4];
+#define MOST 6
+
+static float *streams[MOST];
+static int count_of_streams = 4;
 static size_t elements;
 static int threads;
 static pthread_barrier_t gate;
@@ -22,12 +25,39 @@ static double now(void) {
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
-static void update(float *restrict a, float *restrict b, float *restrict c, float *restrict d, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        a[i] = a[i] * 0.999f + 0.001f;
-        b[i] = b[i] * 0.999f + 0.001f;
-        c[i] = c[i] * 0.999f + 0.001f;
-        d[i] = d[i] * 0.999f + 0.001f;
+#define UPDATE(x) x[i] = x[i] * 0.999f + 0.001f
+
+static void update2(float *restrict a, float *restrict b, size_t count) {
+    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); }
+}
+
+static void update3(float *restrict a, float *restrict b, float *restrict c, size_t count) {
+    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); UPDATE(c); }
+}
+
+static void update4(float *restrict a, float *restrict b, float *restrict c, float *restrict d, size_t count) {
+    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); UPDATE(c); UPDATE(d); }
+}
+
+static void update5(float *restrict a, float *restrict b, float *restrict c, float *restrict d, float *restrict e,
+                    size_t count) {
+    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); UPDATE(c); UPDATE(d); UPDATE(e); }
+}
+
+static void update6(float *restrict a, float *restrict b, float *restrict c, float *restrict d, float *restrict e,
+                    float *restrict f, size_t count) {
+    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); UPDATE(c); UPDATE(d); UPDATE(e); UPDATE(f); }
+}
+
+static void update(size_t first, size_t count) {
+    float *s[MOST] = {0};
+    for (int i = 0; i < count_of_streams; i++) s[i] = streams[i] + first;
+    switch (count_of_streams) {
+    case 2: update2(s[0], s[1], count); break;
+    case 3: update3(s[0], s[1], s[2], count); break;
+    case 4: update4(s[0], s[1], s[2], s[3], count); break;
+    case 5: update5(s[0], s[1], s[2], s[3], s[4], count); break;
+    default: update6(s[0], s[1], s[2], s[3], s[4], s[5], count);
     }
 }
 
@@ -36,7 +66,7 @@ static void pass(size_t index) {
     size_t first = index * share;
     size_t count = index + 1 == (size_t)threads ? elements - first : share;
     pthread_barrier_wait(&gate);
-    update(streams[0] + first, streams[1] + first, streams[2] + first, streams[3] + first, count);
+    update(first, count);
     pthread_barrier_wait(&gate);
 }
 
@@ -49,12 +79,13 @@ static void *run(void *argument) {
 
 int main(int argc, char **argv) {
     pthread_t *others;
-    if (argc != 4) return 2;
+    if (argc != 4 && argc != 5) return 2;
     elements = strtoull(argv[1], NULL, 10);
     threads = atoi(argv[2]);
     repeats = atoi(argv[3]);
-    if (elements < 1 || threads < 1 || repeats < 1) return 2;
-    for (int i = 0; i < 4; i++) {
+    if (argc == 5) count_of_streams = atoi(argv[4]);
+    if (elements < 1 || threads < 1 || repeats < 1 || count_of_streams < 2 || count_of_streams > MOST) return 2;
+    for (int i = 0; i < count_of_streams; i++) {
         size_t bytes = elements * sizeof(float);
         streams[i] = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (streams[i] == MAP_FAILED) return 1;
