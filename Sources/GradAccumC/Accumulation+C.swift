@@ -41,7 +41,8 @@ public func ga_accumulator_create(
 public func ga_accumulator_free(_ accumulator: OpaquePointer!) {
     freeHandle(accumulator, .accumulator) { object in
         guard let count = (object as? Accumulator)?.unsettledMicroBatches, count > 0 else { return nil }
-        return "accumulator_free: \(count) micro-batches were in the window and are lost: settle them before, with step, "
+        return
+            "accumulator_free: \(count) micro-batches were in the window and are lost: settle them before, with step, "
             + "data_end or zero"
     }
 }

@@ -70,6 +70,23 @@ def test_pain_17_aborted_micro_batch_leaves_no_trace_in_isolated_mode(source):
     assert afterwards(aborted) == afterwards(clean)
 
 
+@both_sources
+@modes
+def test_zero_drops_the_open_micro_batch_too(source, isolated):
+    clean, tried = (Window(source, isolated=isolated) for _ in range(2))
+    micro_batch = tried.accumulator.micro_batch()
+    tried.add(9)
+    tried.accumulator.zero()
+    with pytest.raises(ga.GAStateError, match="no micro-batch is open"):
+        micro_batch.commit()
+    for window in (clean, tried):
+        with window.accumulator.micro_batch():
+            window.add(0)
+    assert tried.sums() == clean.sums()
+    assert tried.step() == clean.step()
+    assert afterwards(tried) == afterwards(clean)
+
+
 def test_exception_aborts_the_micro_batch_in_isolated_mode():
     window = Window(isolated=True)
     window.add(0)

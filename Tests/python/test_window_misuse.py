@@ -105,7 +105,7 @@ def weigh(number: int) -> Callable[[Misuse], None]:
 
 
 def break_off(w: Misuse) -> None:
-    """A backward pass that fails half-way: the block of a checkpoint refuses to run again."""
+    """A backward pass that fails after it has added to the bias: the block of a checkpoint refuses to run again."""
     runs = []
 
     @_ffi.BlockFn
@@ -115,7 +115,7 @@ def break_off(w: Misuse) -> None:
 
     hidden = made(raw.ga_linear, w.x, w.weight, w.bias)
     squared = made(raw.ga_checkpoint, handles(hidden), 1, once, None, _ffi.UserReleaseFn())
-    total = made(raw.ga_sum, squared, None, 0, 0)
+    total = made(raw.ga_sum, made(raw.ga_multiply, squared, w.bias), None, 0, 0)
     assert raw.ga_accumulate(w.accumulator, total, 2.0) == STATE
 
 
@@ -339,6 +339,9 @@ def test_micro_batch_that_failed_half_way_is_not_in_an_isolated_window():
     break_off(w)
     assert w.state()[1:] == state[1:]
     ok(w.add())
+    for i, gradient in enumerate(w.gradients):
+        found = elements(made(raw.ga_accumulated_gradient, w.accumulator, i))
+        assert (found == 2 * gradient.ravel()).all(), "something of it was added"
     report = _ffi.Report()
     ok(raw.ga_step(w.accumulator, report))
     assert (report.micro_batches, report.aborted_micro_batches, report.weight) == (2, 0, 4.0)
