@@ -305,29 +305,41 @@ def scenario(call: Retry, create: str) -> tuple[list[bytes], int]:
 
 
 def isolated_scenario(call: Retry) -> list[bytes]:
-    """Two windows of micro-batches that are begun and committed, with a table at several places."""
+    """Two windows of micro-batches that are begun and committed, with parameters at several places. The last one is larger
+    than any activation, so that its sum finds no memory that is free again."""
     rng = np.random.default_rng(6)
     parameters = []
-    for shape in ((11, 12), (12, 12), (12,), (12,)):
+    for shape in ((11, 12), (12, 12), (12,), (12,), (4000,)):
         array = (0.3 * rng.standard_normal(shape)).astype(np.float32)
         handle = call.made(raw.ga_tensor_from_data, 0, 1, len(shape), sizes(*shape), array.ctypes.data)
         call(raw.ga_tensor_set_requires_grad, handle, 1)
         parameters.append(handle)
-    owner = call.made(raw.ga_adamw_create, handles(*parameters), 4, None)
+    owner = call.made(raw.ga_adamw_create, handles(*parameters), 5, None)
     window = call.made(raw.ga_accumulator_create, owner, _ffi.AccumulatorOptions(isolated=1))
     ones = np.ones((12, 12), np.float32)
+
+    def accumulate(batch: np.ndarray) -> None:
+        accumulate_two(call, window, parameters[:4], [batch])
+        scope = call.made(raw.ga_scope_open)
+        sums = [call.made(raw.ga_sum, parameters[4], None, 0, 0) for _ in range(2)]
+        try:
+            call(raw.ga_accumulate, window, call.made(raw.ga_add, *sums), 1.0)
+        finally:
+            call(raw.ga_scope_close, scope, None, 0)
+
     for _ in range(2):
         for size in (2, 1):
-            batch = [rng.integers(0, 11, (size, 7))]
+            batch = rng.integers(0, 11, (size, 7))
             call(raw.ga_micro_batch_begin, window)
             try:
-                accumulate_two(call, window, parameters, batch)
+                accumulate(batch)
             except WindowLost:
                 ok(raw.ga_micro_batch_abort(window))
                 ok(raw.ga_micro_batch_begin(window))
-                accumulate_two(call, window, parameters, batch)
+                accumulate(batch)
             call(raw.ga_micro_batch_commit, window)
-        call(raw.ga_accumulate_gradients, window, handles(None, ones.ctypes.data, None, None), 4, 1, 1.0, 2.0)
+        pointers = handles(None, ones.ctypes.data, None, None, None)
+        call(raw.ga_accumulate_gradients, window, pointers, 5, 1, 1.0, 2.0)
         call(raw.ga_step, window, None)
     result = [elements(x).tobytes() for x in parameters]
     raw.ga_accumulator_free(window)
