@@ -395,7 +395,7 @@ typedef struct ga_sgd_options {
 
 /*
  * Adam (Kingma and Ba, arXiv 1412.6980), as torch.optim.Adam: weight decay is added to the gradient. Bias
- * correction counts the optimizer's updates, also for a parameter that gets its first gradient late.
+ * correction counts the updates that had a gradient for the parameter, so it is right for one that gets its first late.
  */
 typedef struct ga_adam_options {
     uint32_t struct_size;
