@@ -1,6 +1,7 @@
 # make          builds build/lib/libgradaccum.so.1
 # make demo     trains a small GPT on a real text and shows the first law (TEXT=file for another text)
-# make test     runs every test
+# make test     runs every test, and ends with the table of the laws
+# make laws     runs the tests of the laws alone; make laws-long runs ten times the cases
 # make bench    compares with PyTorch and JAX, row by row (BENCH_ARGS="--only gpt-char-f32 --quick")
 # make examples builds the C programs into build/examples/
 # make format   formats the Swift sources
@@ -13,7 +14,9 @@ EXAMPLES := $(patsubst examples/c/%.c,build/examples/%,$(wildcard examples/c/*.c
 VENV := build/venv
 BENCH_VENV := build/bench-venv
 
-.PHONY: all library examples demo test test-swift test-header test-python bench format clean
+TALLY := $(CURDIR)/build/laws.tally
+
+.PHONY: all library examples demo test test-swift test-header test-python laws laws-long bench format clean
 
 all: library
 
@@ -35,7 +38,17 @@ demo: examples
 	@if [ -z "$(TEXT)" ]; then command -v bible >/dev/null || scripts/install-packages.sh bible-kjv; fi
 	@TEXT="$(TEXT)" examples/demo.sh
 
-test: test-header test-swift test-python
+test: export GRADACCUM_LAW_TALLY = $(TALLY)
+test: empty-tally test-header test-swift test-python
+	@$(PYTHON) Tests/laws.py table $(TALLY)
+
+.PHONY: empty-tally
+empty-tally:
+	@mkdir -p $(dir $(TALLY))
+	@: > $(TALLY)
+
+laws laws-long: examples $(VENV)/ready
+	@SWIFT="$(SWIFT)" $(PYTHON) Tests/laws.py run $(CURDIR)/$(LIBRARY) $(VENV)/bin/python $(if $(filter laws-long,$@),10,1)
 
 test-header: library
 	Tests/header/check_header.sh

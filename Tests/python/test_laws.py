@@ -26,6 +26,7 @@ from models import (
     samples,
 )
 from support import in_new_process, isas
+from tally import FACTOR, FLAT_MEMORY, NO_TRACE, ONE_CLOCK, SPLIT_INVARIANCE, TRUE_WEIGHTS, case
 
 THREADS = (1, 2, 3, 4)
 
@@ -37,7 +38,7 @@ def _threads():
     ga.set_num_threads(before)
 
 
-# ====== Law 1: split invariance ======
+# ====== Split invariance ======
 
 # Sizes: odd ones, where the tails of every loop are, and ones that are large enough for many tiles.
 MODELS: dict[str, Callable[[], tuple[Model, Arrays]]] = {
@@ -70,13 +71,14 @@ MODELS: dict[str, Callable[[], tuple[Model, Arrays]]] = {
 }
 
 
-def splits_of(count: int, random: int = 4) -> list[list[int]]:
+def splits_of(count: int, random: int = 4 * FACTOR) -> list[list[int]]:
     """Whole, one by one, a ragged last one, and random compositions."""
     rng = np.random.default_rng(count)
     ragged = [3] * (count // 3) + ([count % 3] if count % 3 else [])
     return [[count], [1] * count, ragged, *(random_split(rng, count) for _ in range(random))]
 
 
+@pytest.mark.law(SPLIT_INVARIANCE)
 @pytest.mark.parametrize("name", MODELS)
 def test_any_split_and_any_number_of_threads_give_the_same_bits(name):
     """Three windows, each split in another way: all gradients, the norms and the weights."""
@@ -86,12 +88,14 @@ def test_any_split_and_any_number_of_threads_give_the_same_bits(name):
     for i in range(len(splits)):
         for threads in THREADS:
             ga.set_num_threads(threads)
+            case()
             model, data = MODELS[name]()
             found = model.fingerprint(data, [splits[i], splits[(i + threads) % len(splits)], splits[i - 1]])
             expected = expected or found
             assert found == expected, f"split {splits[i]}, {threads} threads"
 
 
+@pytest.mark.law(SPLIT_INVARIANCE)
 def test_the_fingerprint_sees_a_single_bit():
     model, data = MODELS["mlp"]()
     expected = model.fingerprint(data, [[37]])
@@ -115,6 +119,7 @@ def fingerprints(name: str) -> dict[str, Any]:
     return {"isa": ga.instruction_set(), "found": found}
 
 
+@pytest.mark.law(SPLIT_INVARIANCE)
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("name", ["gpt", "mlp", "mlp_wide"])
 def test_each_instruction_set_gives_the_same_bits_for_any_split(isa, name):
@@ -128,6 +133,7 @@ def losses(name: str) -> list[float]:
     return [model.window(data, [samples(data)]).loss for _ in range(3)]
 
 
+@pytest.mark.law(SPLIT_INVARIANCE)
 def test_instruction_sets_agree_to_rounding():
     """Law 1 is per instruction set; across them only rounding differs: a few hundred operations deep, so a
     few hundred units in the last place at the very most."""
@@ -262,14 +268,17 @@ def place_gradients(name: str, split: list[int], threads: int) -> list[bytes]:
     return model.gradients()
 
 
+@pytest.mark.law(SPLIT_INVARIANCE)
 @pytest.mark.parametrize("name", PLACES)
 def test_gradient_of_every_kind_of_place_is_one_chain(name):
     expected = place_gradients(name, [11], 1)
     for i, split in enumerate(splits_of(11)):
         for threads in (1 + i % 4, 4 - i % 4):
+            case()
             assert place_gradients(name, split, threads) == expected, f"split {split}, {threads} threads"
 
 
+@pytest.mark.law(SPLIT_INVARIANCE)
 def test_no_grad_evaluations_between_micro_batches_change_nothing():
     model, data = MODELS["gpt"]()
     expected = model.fingerprint(data, [[3, 4]])
@@ -286,6 +295,7 @@ def test_no_grad_evaluations_between_micro_batches_change_nothing():
     assert other.fingerprint(data, [[7]]) == expected
 
 
+@pytest.mark.law(SPLIT_INVARIANCE)
 def test_caller_gradients_add_up_in_the_order_of_the_calls():
     """float32 and the narrower types, which convert exactly, against numpy's own float32 sums."""
     rng = np.random.default_rng(3)
@@ -308,6 +318,7 @@ def test_caller_gradients_add_up_in_the_order_of_the_calls():
     assert accumulator.accumulated_gradient(0).numpy().tobytes() == expected_bits.tobytes()
 
 
+@pytest.mark.law(SPLIT_INVARIANCE)
 def test_missing_gradients_add_nothing():
     parameters = [ga.zeros((3,), requires_grad=True), ga.zeros((2,), requires_grad=True)]
     accumulator = ga.Accumulator(ga.SGD(parameters, lr=1.0))
@@ -319,7 +330,7 @@ def test_missing_gradients_add_nothing():
     assert (parameters[0].numpy() == -1).all() and (parameters[1].numpy() == 0).all()
 
 
-# ====== Law 2: true weights ======
+# ====== True weights ======
 
 
 def mean_mlp_loss(p: P, data: Arrays) -> ga.Tensor:
@@ -329,6 +340,7 @@ def mean_mlp_loss(p: P, data: Arrays) -> ga.Tensor:
     return ga.cross_entropy(logits, ga.tensor(data["y"]), reduction="mean")
 
 
+@pytest.mark.law(TRUE_WEIGHTS)
 def test_means_of_uneven_micro_batches_give_the_mean_of_the_batch():
     """Each micro-batch's mean times its weight is its sum, up to the rounding of one division and one product
     on the way down, on each of n samples: the sums differ by at most about 4 x 2^-24 of the sum of their
@@ -355,6 +367,7 @@ def test_means_of_uneven_micro_batches_give_the_mean_of_the_batch():
             assert (np.abs(ours.astype(np.float64) - exact) <= 8 * 2.0**-24 * scale + 1e-30).all()
 
 
+@pytest.mark.law(TRUE_WEIGHTS)
 def test_the_divisor_is_the_weight_that_went_in():
     """One of four planned micro-batches is missing and the others are uneven: the update is that of the mean
     over what came."""
@@ -370,6 +383,7 @@ def test_the_divisor_is_the_weight_that_went_in():
     assert report.gradient_norm == expected.gradient_norm
 
 
+@pytest.mark.law(TRUE_WEIGHTS)
 def test_zero_weight_changes_nothing():
     """A window without tokens is skipped, and leaves nothing behind for the next."""
     model, data = MODELS["gpt"]()
@@ -382,6 +396,7 @@ def test_zero_weight_changes_nothing():
     assert model.fingerprint(data, [[7]]) == expected
 
 
+@pytest.mark.law(TRUE_WEIGHTS)
 def test_step_is_due_after_accumulation_steps_and_may_come_earlier():
     model, data = MODELS["mlp"]()
     model = Model(mlp_arrays(13, 29, 31, 7), mlp_loss, accumulation_steps=3)
@@ -396,6 +411,7 @@ def test_step_is_due_after_accumulation_steps_and_may_come_earlier():
     assert model.accumulator.step().micro_batches == 1
 
 
+@pytest.mark.law(TRUE_WEIGHTS)
 def test_clipping_is_by_the_norm_of_the_mean_gradient():
     gradient = np.array([30.0, 40.0], np.float32)
     for limit, factor in ((0.0, 1.0), (6.0, 1.0), (5.0, 1.0), (2.5, 0.5)):
@@ -408,9 +424,10 @@ def test_clipping_is_by_the_norm_of_the_mean_gradient():
         assert np.allclose(x.numpy(), -gradient / 10 * factor, rtol=1e-6)
 
 
-# ====== Law 4: a skip leaves no trace ======
+# ====== A skip leaves no trace ======
 
 
+@pytest.mark.law(NO_TRACE)
 def test_skipped_and_dropped_windows_leave_no_trace():
     """Windows that are not finite, weigh nothing, or are dropped by zero(), between two others."""
     expected = None
@@ -443,9 +460,10 @@ def test_skipped_and_dropped_windows_leave_no_trace():
         assert model.weights() == expected, between
 
 
-# ====== Law 5: flat memory ======
+# ====== Flat memory ======
 
 
+@pytest.mark.law(FLAT_MEMORY)
 def test_peak_memory_does_not_depend_on_the_number_of_micro_batches():
     model, data = MODELS["gpt_wide"]()
     one = part(data, 0, 1)
@@ -461,6 +479,7 @@ def test_peak_memory_does_not_depend_on_the_number_of_micro_batches():
     assert peak(2) == peak(64) == peak(1)
 
 
+@pytest.mark.law(FLAT_MEMORY)
 def test_embedding_tied_to_the_head_needs_no_second_accumulator():
     """Only memory for the rows that the window meets; the bits are those of two accumulators added up."""
     rows, channels = 30_000, 64
@@ -487,6 +506,7 @@ def test_embedding_tied_to_the_head_needs_no_second_accumulator():
     assert of_two >= 2 * table.nbytes and memory < 1.3 * table.nbytes
 
 
+@pytest.mark.law(FLAT_MEMORY)
 def test_steady_state_calls_no_allocator_and_keeps_live_bytes():
     model, data = MODELS["gpt"]()
     for _ in range(3):
@@ -499,6 +519,7 @@ def test_steady_state_calls_no_allocator_and_keeps_live_bytes():
     assert after.live_bytes == before.live_bytes and after.arena_bytes == before.arena_bytes
 
 
+@pytest.mark.law(FLAT_MEMORY)
 def test_memory_comes_back():
     import gc
 
@@ -514,9 +535,10 @@ def test_memory_comes_back():
     assert ga.memory_usage().live_bytes == before
 
 
-# ====== Law 6: one clock ======
+# ====== One clock ======
 
 
+@pytest.mark.law(ONE_CLOCK)
 def test_updates_are_counted_and_not_calls():
     model, data = MODELS["mlp"]()
     for update in range(1, 5):
@@ -524,6 +546,7 @@ def test_updates_are_counted_and_not_calls():
         assert report.update_count == update
 
 
+@pytest.mark.law(ONE_CLOCK)
 def test_bias_correction_and_decay_follow_updates_and_not_micro_batches():
     """Of a gradient of 1, every AdamW step is lr (1 + decay x), whatever the micro-batches are."""
     for splits in ([1], [1, 1, 1, 1], [0.5, 2.5]):

@@ -2,8 +2,9 @@ import GradAccum
 import XCTest
 
 /// Law 1: any split into micro-batches and any number of threads gives bit-identical accumulated gradients.
-final class SplitInvarianceTests: XCTestCase {
+final class SplitInvarianceTests: LawTestCase {
     func testEveryOperation() throws {
+        test(of: .splitInvariance)
         for dtype in [DType.float32, .bfloat16] { try withCompute(dtype, everyOperation) }
     }
 
@@ -17,6 +18,7 @@ final class SplitInvarianceTests: XCTestCase {
                 let single = (0..<samples).map { $0..<($0 + 1) }
                 // An empty micro-batch adds nothing, wherever it comes.
                 for split in [single, [0..<0] + randomSplit(samples, &generator) + [0..<0]] {
+                    ran()
                     let parts = try accumulated(opCase, values, split, threads: threads)
                     XCTAssertEqual(
                         whole, parts, "\(opCase.name) in \(Compute.dtype): split \(split) on \(threads) threads")
@@ -47,6 +49,7 @@ final class SplitInvarianceTests: XCTestCase {
     }
 
     func testGPTAndItsWeightsAfterUpdates() throws {
+        test(of: .splitInvariance)
         for dtype in [DType.float32, .bfloat16] { try withCompute(dtype, gptAndItsWeightsAfterUpdates) }
     }
 
@@ -80,6 +83,7 @@ final class SplitInvarianceTests: XCTestCase {
                     (0..<batch).map { $0..<($0 + 1) }, [0..<4, 4..<8, 8..<12], [0..<5, 5..<10, 10..<12],
                     randomSplit(batch, &generator),
                 ] {
+                    ran()
                     XCTAssertEqual(
                         whole, try weights(split, threads: threads),
                         "\(split) of time \(time) in \(Compute.dtype) on \(threads) threads")
@@ -89,6 +93,7 @@ final class SplitInvarianceTests: XCTestCase {
     }
 
     func testMLPOfSingleRows() throws {
+        test(of: .splitInvariance)
         for dtype in [DType.float32, .bfloat16] { try withCompute(dtype, mlpOfSingleRows) }
     }
 
@@ -120,6 +125,7 @@ final class SplitInvarianceTests: XCTestCase {
             let whole = try gradients([0..<samples], threads: 1)
             for threads in 1...4 {
                 for _ in 0..<3 {
+                    ran()
                     let split = randomSplit(samples, &generator)
                     XCTAssertEqual(
                         whole, try gradients(split, threads: threads), "\(sizes) \(split), \(threads) threads")
