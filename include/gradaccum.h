@@ -756,11 +756,40 @@ ga_status ga_optimizer_set_schedule(ga_optimizer *optimizer, const ga_schedule_o
  */
 ga_status ga_optimizer_report_metric(ga_optimizer *optimizer, double metric);
 
-/* The learning rate of the next update. Errors: OVERFLOW if it is too large for float32; ga_step is refused then, too. */
+/*
+ * The learning rate of the next update, without what ga_optimizer_set_scaling makes of it: that waits for the weight of
+ * the window. Errors: OVERFLOW if it is too large for float32; ga_step is refused then, too.
+ */
 ga_status ga_optimizer_next_learning_rate(const ga_optimizer *optimizer, double *out);
 
 /* The factor of a schedule at a reading of the clock, at least 0; a plateau has that of its warm-up. Errors: OVERFLOW. */
 ga_status ga_schedule_factor(const ga_schedule_options *options, double clock, double *out);
+
+/*
+ * What the learning rate of an update is multiplied by, with x the weight of its window over base_weight, the samples or
+ * tokens of the window that hyperparameters were chosen for.
+ */
+#define GA_SCALING_NONE 0   /* 1                                                                           */
+#define GA_SCALING_LINEAR 1 /* x, as fits SGD (Goyal et al., arXiv 1706.02677)                             */
+#define GA_SCALING_SQRT 2   /* the root of x, as fits Adam (Malladi et al., arXiv 2205.10287)              */
+typedef struct ga_scaling_options {
+    uint32_t struct_size;
+    int32_t rule;            /* one of GA_SCALING_...                                                      */
+    double base_weight;      /* above 0, and to be given if an update is to follow anything                */
+    int32_t beta2_half_life; /* 1: beta2 becomes beta2^x in the update, so that second moments have a      */
+                             /* half-life in samples or tokens (Marek et al., arXiv 2507.07101), else 0    */
+    int32_t reserved;
+} ga_scaling_options;
+#define GA_SCALING_OPTIONS_INIT { sizeof(ga_scaling_options), GA_SCALING_NONE, 0.0, 0, 0 }
+
+/*
+ * Lets updates follow the weight of their window, from the next one on; options NULL ends that. Bias correction is by
+ * the product of all betas. beta1 stays. A window of more than 1e9 times base_weight, or less than its 1e-9th, refuses
+ * ga_step with GA_ERROR_OVERFLOW and stays as it is.
+ * Errors: INVALID_ARGUMENT; also for beta2_half_life with a rule without a beta2 that may change from update to
+ * update: all but Adam, AdamW, NAdam, LAMB, AdamW with 8-bit state and, in its AdamW, Muon.
+ */
+ga_status ga_optimizer_set_scaling(ga_optimizer *optimizer, const ga_scaling_options *options);
 
 /* ====== Averages of weights ============================================================================= */
 
@@ -888,7 +917,7 @@ typedef struct ga_accumulator_options {
  * What it gives up: law 1, except for the number of threads, as the second moment has the sum of the squares of the
  * micro-batches' gradients; law 2, as nothing is divided by the window's weight; and dropping a window, so that ga_zero and
  * GA_TAIL_DROP are GA_ERROR_STATE once something was committed. It needs GA_NORMALIZATION_SUM, and excludes clipping, also
- * that of groups, and limits on outliers. gradient_norm and ga_gradient_norms are 0, and ga_accumulated_gradient is
+ * that of groups, limits on outliers, and a scaling's beta2_half_life. gradient_norm and ga_gradient_norms are 0, and ga_accumulated_gradient is
  * GA_ERROR_STATE.
  * Errors: STATE if the optimizer has an accumulator, or its rule has no moments to accumulate into; INVALID_ARGUMENT for
  * an option outside of its range, more than one way to clip, or an option that accumulate_into excludes.
@@ -1027,7 +1056,7 @@ typedef struct ga_report {
  * report: filled in, or NULL. A window that is not finite, is an outlier or weighs nothing is dropped, changes nothing
  * else and is no error: outcome says so.
  * Errors: STATE if the window is empty, a micro-batch is open, a weight is missing or an average is swapped in, and
- * OVERFLOW if a schedule makes the learning rate too large: it stays as it is; NON_FINITE
+ * OVERFLOW if a schedule or a scaling makes the learning rate too large: it stays as it is; NON_FINITE
  * or OUTLIER where a policy or max_consecutive_skips says so, and those of a ga_update_fn: it was dropped.
  */
 ga_status ga_step(ga_accumulator *accumulator, ga_report *report);

@@ -46,6 +46,24 @@ public func ga_schedule_factor(
     }
 }
 
+@_cdecl("ga_optimizer_set_scaling") @implementation
+public func ga_optimizer_set_scaling(
+    _ handle: OpaquePointer!, _ given: UnsafePointer<ga_scaling_options>!
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let optimizer = try optimizer(handle)
+        guard given != nil else { return try optimizer.setScaling(nil) }
+        let chosen = try options(
+            given,
+            or: ga_scaling_options(
+                struct_size: 0, rule: GA_SCALING_NONE, base_weight: 0, beta2_half_life: 0, reserved: 0))
+        try optimizer.setScaling(
+            BatchScaling(
+                try constant(chosen.rule, "rule"), baseWeight: chosen.base_weight,
+                keepsBeta2HalfLife: try flag(chosen.beta2_half_life, "beta2_half_life")))
+    }
+}
+
 /// The fields that belong to some kinds only, by name, with what tells whether they were set.
 private let kindFields: [(name: String, isSet: @Sendable (ga_schedule_options, ga_schedule_options) -> Bool)] = [
     ("duration", { $0.duration != $1.duration }),

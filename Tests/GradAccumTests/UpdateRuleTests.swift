@@ -12,8 +12,10 @@ final class UpdateRuleTests: XCTestCase {
 
         func validate() throws(GAError) { try requireLearningRate() }
 
-        func step(number: Int, gradientScale: Float) -> Step {
-            { [rate = Float(learningRate)] parameter, gradient, slots, start, count in
+        func step(_ update: Update) -> Step {
+            {
+                [rate = Float(learningRate), gradientScale = update.gradientScale]
+                parameter, gradient, slots, start, count in
                 for i in start..<(start + count) {
                     slots[0][i] = 0.5 * slots[0][i] + gradientScale * gradient[i]
                     parameter[i] -= rate * slots[0][i]

@@ -35,6 +35,7 @@ int main(void) {
     ga_custom_options custom = GA_CUSTOM_OPTIONS_INIT;
     ga_group_options group = GA_GROUP_OPTIONS_INIT;
     ga_schedule_options schedule = GA_SCHEDULE_OPTIONS_INIT;
+    ga_scaling_options scaling = GA_SCALING_OPTIONS_INIT;
     ga_average_options average = GA_AVERAGE_OPTIONS_INIT;
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_report report = GA_REPORT_INIT;
@@ -188,6 +189,12 @@ int main(void) {
     EXPECT(schedule.table_count == 0 && offsetof(ga_schedule_options, table_count) == 168);
     EXPECT(schedule.interpolated == 1 && offsetof(ga_schedule_options, interpolated) == 176);
     EXPECT(schedule.reserved2 == 0 && offsetof(ga_schedule_options, reserved2) == 180);
+
+    EXPECT(scaling.struct_size == sizeof scaling && sizeof scaling == 24);
+    EXPECT(scaling.rule == GA_SCALING_NONE && offsetof(ga_scaling_options, rule) == 4);
+    EXPECT(scaling.base_weight == 0.0 && offsetof(ga_scaling_options, base_weight) == 8);
+    EXPECT(scaling.beta2_half_life == 0 && offsetof(ga_scaling_options, beta2_half_life) == 16);
+    EXPECT(scaling.reserved == 0 && offsetof(ga_scaling_options, reserved) == 20);
 
     EXPECT(average.struct_size == sizeof average && sizeof average == 32);
     EXPECT(average.clock == GA_CLOCK_UPDATES && offsetof(ga_average_options, clock) == 4);

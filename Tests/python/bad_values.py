@@ -578,6 +578,25 @@ case("ga_optimizer_next_learning_rate: too large", OVERFLOW, "learning rate", "1
     lambda w: ("ga_optimizer_next_learning_rate", growing(w.free_optimizer), c_double())
 )
 
+# ------ scaling ------
+
+for value in (NAN, INF, 0.0, -1.0):
+    case(f"ga_optimizer_set_scaling: base_weight {value}", INVALID_ARGUMENT, "base_weight")(
+        changed("ga_optimizer_set_scaling", 1, lambda w, v=value: _ffi.ScalingOptions(rule=1, base_weight=v))
+    )
+for field, value in (("rule", 3), ("rule", -1), ("beta2_half_life", 2)):
+    case(f"ga_optimizer_set_scaling: {field} {value}", INVALID_ARGUMENT, field)(
+        changed(
+            "ga_optimizer_set_scaling",
+            1,
+            lambda w, f=field, v=value: _ffi.ScalingOptions(**{"base_weight": 1.0, f: v}),
+        )
+    )
+case("ga_optimizer_set_scaling: of an optimizer without beta2", INVALID_ARGUMENT, "beta2_half_life", "sgd")(
+    changed("ga_optimizer_set_scaling", 1, lambda w: _ffi.ScalingOptions(base_weight=1.0, beta2_half_life=1))
+)
+
+
 # ------ averages of weights ------
 
 for decay in (NAN, INF, -0.1, 1.0):

@@ -75,6 +75,7 @@ STRUCTS = [
     ("ga_optimizer_group", 2, _ffi.GroupOptions),
     ("ga_optimizer_set_schedule", 1, _ffi.ScheduleOptions),
     ("ga_schedule_factor", 0, _ffi.ScheduleOptions),
+    ("ga_optimizer_set_scaling", 1, _ffi.ScalingOptions),
     ("ga_average_create", 2, _ffi.AverageOptions),
     ("ga_accumulator_create", 2, _ffi.AccumulatorOptions),
     ("ga_step", 1, _ffi.Report),

@@ -38,6 +38,7 @@ STRUCTS = {
     "ga_custom_options": _ffi.CustomOptions,
     "ga_group_options": _ffi.GroupOptions,
     "ga_schedule_options": _ffi.ScheduleOptions,
+    "ga_scaling_options": _ffi.ScalingOptions,
     "ga_average_options": _ffi.AverageOptions,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,

@@ -97,7 +97,8 @@ public final class Accumulator {
         report.accumulationSteps = accumulationSteps
         report.weight = window.weight
         report.loss = window.weight > 0 ? window.loss / window.weight : 0
-        report.learningRate = (try? optimizer.nextLearningRate()) ?? .infinity
+        let weight = window.weight > 0 ? window.weight : nil
+        report.learningRate = (try? optimizer.nextLearningRate(weight: weight)) ?? .infinity
         report.updateCount = optimizer.updateCount
         report.consecutiveSkips = consecutiveSkips
         report.firstNonFinite = window.firstNonFinite

@@ -36,8 +36,14 @@ struct MomentAccumulation {
         }
     }
 
-    /// Errors: `state` for a rule, or a group, that does not allow it.
+    /// Errors: `state` for a rule, a group or a scaling that does not allow it.
     static func check(_ optimizer: Optimizer) throws(GAError) {
+        guard optimizer.scaling?.keepsBeta2HalfLife != true else {
+            throw GAError(
+                .state,
+                "accumulate_into is moments, and the scaling's beta2_half_life needs the weight of a whole window before its "
+                    + "first micro-batch: set it to 0")
+        }
         _ = try optimizer.momentRule(optimizer.rule)
         for (number, group) in optimizer.groups.all.enumerated() {
             guard group.maxGradNorm == nil else {

@@ -16,7 +16,7 @@ extension Accumulator {
     /// Errors: those of ``step()`` on a window that is not empty.
     func endWindow(_ operation: StaticString) throws(GAError) -> WindowReport {
         try requireWeights(operation)
-        let learningRate = try optimizer.nextLearningRate()
+        let learningRate = try optimizer.nextLearningRate(weight: window.weight > 0 ? window.weight : nil)
         let start = Monotonic.now()
         isBusy = true
         defer { isBusy = false }

@@ -1,4 +1,5 @@
 import CShims
+import Glibc
 
 /// Adam (Kingma and Ba, arXiv 1412.6980), as torch.optim.Adam: weight decay is added to the gradient.
 public struct Adam: Sendable {
@@ -43,38 +44,37 @@ public struct AdamW: Sendable {
 extension Adam: ElementwiseRule {
     public static var name: StaticString { "adam" }
     public var slotNames: [String] { AdamMoments.slotNames }
+    public var followsMomentSteps: Bool { true }
 
     public func validate() throws(GAError) {
         try requireAdam(beta1, beta2, eps: eps, weightDecay: weightDecay, isDecoupled: false)
     }
 
-    public func step(number: Int, gradientScale: Float) -> Step {
-        adamStep(options(number: number, gradientScale: gradientScale))
-    }
+    public func step(_ update: Update) -> Step { adamStep(options(update)) }
 
-    func options(number: Int, gradientScale: Float) -> shims_adam {
-        let moments = AdamMoments(beta1, beta2, number: number)
+    func options(_ update: Update) -> shims_adam {
+        let moments = AdamMoments(beta1, beta2, update)
         return moments.options(
-            gradientScale: gradientScale, stepSize: learningRate / moments.correction1, eps: eps, l2Decay: weightDecay)
+            gradientScale: update.gradientScale, stepSize: learningRate / moments.correction1, eps: eps,
+            l2Decay: weightDecay)
     }
 }
 
 extension AdamW: ElementwiseRule {
     public static var name: StaticString { "adamw" }
     public var slotNames: [String] { AdamMoments.slotNames }
+    public var followsMomentSteps: Bool { true }
 
     public func validate() throws(GAError) {
         try requireAdam(beta1, beta2, eps: eps, weightDecay: weightDecay, isDecoupled: true)
     }
 
-    public func step(number: Int, gradientScale: Float) -> Step {
-        adamStep(options(number: number, gradientScale: gradientScale))
-    }
+    public func step(_ update: Update) -> Step { adamStep(options(update)) }
 
-    func options(number: Int, gradientScale: Float) -> shims_adam {
-        let moments = AdamMoments(beta1, beta2, number: number)
+    func options(_ update: Update) -> shims_adam {
+        let moments = AdamMoments(beta1, beta2, update)
         return moments.options(
-            gradientScale: gradientScale, stepSize: learningRate / moments.correction1, eps: eps,
+            gradientScale: update.gradientScale, stepSize: learningRate / moments.correction1, eps: eps,
             decoupledDecay: decoupledDecay(weightDecay))
     }
 }
@@ -85,16 +85,26 @@ struct AdamMoments {
     static let slotNames = ["exp_avg", "exp_avg_sq"]
 
     let beta1: Double
+    /// Of this update.
     let beta2: Double
-    /// What the moments are divided by: 1 - beta^t.
+    /// 1 - beta2
+    let weight2: Double
+    /// What the moments are divided by: 1 minus the product of the betas of all updates.
     let correction1: Double
     let correction2: Double
 
-    init(_ beta1: Double, _ beta2: Double, number: Int) {
+    init(_ beta1: Double, _ beta2: Double, _ update: Update) {
         self.beta1 = beta1
-        self.beta2 = beta2
-        correction1 = 1 - power(beta1, number)
-        correction2 = 1 - power(beta2, number)
+        correction1 = 1 - power(beta1, update.number)
+        if update.momentSteps == 1 {
+            self.beta2 = beta2
+            weight2 = 1 - beta2
+        } else {
+            self.beta2 = pow(beta2, update.momentSteps)
+            weight2 = -expm1(update.momentSteps * log(beta2))
+        }
+        let isWhole = update.momentTime == Double(update.number)
+        correction2 = isWhole ? 1 - power(beta2, update.number) : -expm1(update.momentTime * log(beta2))
     }
 
     /// A step of `stepSize * m / (sqrt(v / correction2) + eps)`, or without that correction.
@@ -105,7 +115,7 @@ struct AdamMoments {
         shims_adam(
             gradient_scale: gradientScale, beta2: Float(beta2), eps: Float(eps), step_size: Float(stepSize),
             gradient_step_size: 0, inverse_sqrt_correction2: correctsRoot ? Float(1 / correction2.squareRoot()) : 1,
-            weight1: Float(1 - beta1), weight2: Float(1 - beta2), decoupled_decay: Float(decoupledDecay),
+            weight1: Float(1 - beta1), weight2: Float(weight2), decoupled_decay: Float(decoupledDecay),
             l2_decay: Float(l2Decay))
     }
 }

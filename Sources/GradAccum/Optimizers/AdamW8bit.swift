@@ -29,6 +29,7 @@ public struct AdamW8bit: Sendable {
 
 extension AdamW8bit: UpdateRule {
     public static var name: StaticString { "adamw8bit" }
+    public var followsMomentSteps: Bool { true }
 
     private var adamW: AdamW {
         AdamW(learningRate: learningRate, beta1: beta1, beta2: beta2, eps: eps, weightDecay: weightDecay)
@@ -53,7 +54,7 @@ extension AdamW8bit: UpdateRule {
 
     public func apply(_ update: Update) throws(GAError) {
         try adamW.apply(update.of { $0.count < minimumSize })
-        let options = adamW.options(number: update.number, gradientScale: update.gradientScale)
+        let options = adamW.options(update)
         let quantized = update.of { $0.count >= minimumSize }
         try quantized.forEachPiece { index, range in
             let (parameter, start) = (quantized.parameters[index], range.lowerBound)

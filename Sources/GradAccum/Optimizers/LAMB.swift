@@ -25,6 +25,7 @@ public struct LAMB: Sendable {
 
 extension LAMB: UpdateRule {
     public static var name: StaticString { "lamb" }
+    public var followsMomentSteps: Bool { true }
 
     public func slots(ofParameter index: Int, shape: [Int]) -> [Slot] {
         AdamMoments.slotNames.map { Slot($0, shape: shape) }
@@ -37,10 +38,11 @@ extension LAMB: UpdateRule {
     /// In two passes: the moments with the lengths of parameter and direction, and the step, which makes the direction
     /// from the moments again rather than have it stored and read.
     public func apply(_ update: Update) throws(GAError) {
-        let moments = AdamMoments(beta1, beta2, number: update.number)
+        let moments = AdamMoments(beta1, beta2, update)
         let options = shims_lamb(
-            gradient_scale: update.gradientScale, beta2: Float(beta2), eps: Float(eps), weight1: Float(1 - beta1),
-            weight2: Float(1 - beta2), inverse_correction1: Float(1 / moments.correction1),
+            gradient_scale: update.gradientScale, beta2: Float(moments.beta2), eps: Float(eps),
+            weight1: Float(1 - beta1),
+            weight2: Float(moments.weight2), inverse_correction1: Float(1 / moments.correction1),
             inverse_sqrt_correction2: Float(1 / moments.correction2.squareRoot()), weight_decay: Float(weightDecay))
         let squares = try update.sums { index, range in
             let (parameter, start) = (update.parameters[index], range.lowerBound)

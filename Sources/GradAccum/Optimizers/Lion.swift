@@ -28,9 +28,9 @@ extension Lion: ElementwiseRule {
         try requireDecoupledDecay(weightDecay)
     }
 
-    public func step(number: Int, gradientScale: Float) -> Step {
+    public func step(_ update: Update) -> Step {
         let options = shims_lion(
-            gradient_scale: gradientScale, learning_rate: Float(learningRate), weight1: Float(1 - beta1),
+            gradient_scale: update.gradientScale, learning_rate: Float(learningRate), weight1: Float(1 - beta1),
             weight2: Float(1 - beta2), decoupled_decay: Float(decoupledDecay(weightDecay)))
         return { parameter, gradient, slots, start, count in
             withUnsafePointer(to: options) {

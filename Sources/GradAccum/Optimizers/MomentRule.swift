@@ -9,8 +9,8 @@ protocol MomentRule: UpdateRule {
     var beta1: Double { get }
     var beta2: Double { get }
 
-    /// Those of update `number`, for a gradient that has been taken in.
-    func options(number: Int, gradientScale: Float) -> shims_adam
+    /// Those of an update, for a gradient that has been taken in.
+    func options(_ update: Update) -> shims_adam
 
     /// Errors: `state` for a hyperparameter that does not allow it.
     func validateMoments() throws(GAError)
@@ -77,7 +77,10 @@ extension Optimizer {
         var options: [shims_adam] = []
         for index in updated {
             let own = if let group = groups.group(ofParameter: index) { try group.rule(rule) } else { rule }
-            options.append(try momentRule(own).options(number: updateCounts[index] + 1, gradientScale: 1))
+            let update = Update(
+                number: updateCounts[index] + 1, momentSteps: 1, momentTime: momentTimes[index] + 1, gradientScale: 1,
+                parameters: [], workspace: UnsafeMutableBufferPointer(start: nil, count: 0))
+            options.append(try momentRule(own).options(update))
         }
         let pieces = Pieces(updated.map { parameters[$0].elementCount })
         try Runtime.parallel(tiles: pieces.count) { [parameters, slots] tile in
@@ -94,6 +97,7 @@ extension Optimizer {
             parameters[index].storage.noteWrite()
             isInMoments[index] = false
             updateCounts[index] += 1
+            momentTimes[index] += 1
         }
         try noteUpdate(weight: weight, loss: loss)
         return true

@@ -62,6 +62,8 @@ public struct Muon: Sendable {
 
 extension Muon: UpdateRule {
     public static var name: StaticString { "muon" }
+    /// Of what AdamW updates.
+    public var followsMomentSteps: Bool { true }
 
     private var adamW: AdamW {
         AdamW(

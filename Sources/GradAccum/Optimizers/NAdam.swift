@@ -30,17 +30,19 @@ public struct NAdam: Sendable {
 extension NAdam: ElementwiseRule {
     public static var name: StaticString { "nadam" }
     public var slotNames: [String] { AdamMoments.slotNames }
+    public var followsMomentSteps: Bool { true }
 
     public func validate() throws(GAError) {
         try requireAdam(beta1, beta2, eps: eps, weightDecay: weightDecay, isDecoupled: decoupledWeightDecay)
         try require(momentumDecay, "momentum_decay", in: 0...Double.infinity)
     }
 
-    public func step(number: Int, gradientScale: Float) -> Step {
+    public func step(_ update: Update) -> Step {
+        let number = update.number
         let product = momentumProduct(number)
         let next = momentum(number + 1)
-        var options = AdamMoments(beta1, beta2, number: number).options(
-            gradientScale: gradientScale, stepSize: learningRate * next / (1 - product * next), eps: eps,
+        var options = AdamMoments(beta1, beta2, update).options(
+            gradientScale: update.gradientScale, stepSize: learningRate * next / (1 - product * next), eps: eps,
             decoupledDecay: decoupledWeightDecay ? decoupledDecay(weightDecay) : 1,
             l2Decay: decoupledWeightDecay ? 0 : weightDecay)
         options.gradient_step_size = Float(learningRate * (1 - momentum(number)) / (1 - product))

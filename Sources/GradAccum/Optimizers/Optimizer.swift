@@ -5,8 +5,9 @@ public final class Optimizer {
     var progress = Progress()
     private(set) var rule: any UpdateRule
     var groups: ParameterGroups
-    /// Per parameter, the updates that it had part in: the clock of its state.
+    /// Per parameter, the updates that it had part in, and their ``Update/momentSteps``: the clock of its state.
     var updateCounts: [Int]
+    var momentTimes: [Double]
     /// Per parameter, whether its moments hold gradients of a window that has had no update: see ``MomentRule``.
     var isInMoments: [Bool]
     /// Per parameter, the arrays that the rule keeps.
@@ -34,6 +35,7 @@ public final class Optimizer {
         workspace = try Tensor(uninitialized: [rule.workspace(shapes: parameters.map(\.shape))], for: "optimizer")
         groups = ParameterGroups(parameterCount: parameters.count)
         updateCounts = parameters.map { _ in 0 }
+        momentTimes = parameters.map { _ in 0 }
         isInMoments = parameters.map { _ in false }
         self.parameters = parameters
         self.rule = rule
@@ -81,14 +83,14 @@ public final class Optimizer {
         rule = new
     }
 
-    /// As it was set; see ``nextLearningRate()`` for what a schedule makes of it.
+    /// As it was set; see ``nextLearningRate(weight:)`` for what a schedule makes of it.
     public var learningRate: Double { rule.learningRate }
 
     /// The names, types and shapes of the state of parameter `index`.
     public func slots(ofParameter index: Int) -> [Slot] { slots[index].map(\.slot) }
 
     /// Updates the parameters that have a gradient, `gradients[i]` scaled by `scales[i]`, and moves the clock by an update
-    /// of a window's weight and mean loss. The learning rate is ``nextLearningRate()``.
+    /// of a window's weight and mean loss. The learning rate is ``nextLearningRate(weight:)``.
     ///
     /// All others keep their values, their state and the clock of it. Errors: those of the rule, and the update is not
     /// counted then; `state` from within an update, which only a rule of the caller can be.
@@ -103,15 +105,20 @@ public final class Optimizer {
         rule.learningRate = learningRate
         var ruleOfGroup: [Int?: any UpdateRule] = [nil: rule]
         for (number, group) in groups.all.enumerated() { ruleOfGroup[number] = try group.rule(rule) }
-        let parts = parts(gradients, scales)
+        let momentSteps = progress.momentSteps(weight: weight)
+        let parts = parts(gradients, scales, momentSteps: momentSteps)
         for (part, updated) in parts {
             try ruleOfGroup[part.group]!.apply(
                 Update(
-                    number: part.number, gradientScale: part.scale, parameters: updated,
+                    number: part.number, momentSteps: momentSteps, momentTime: part.momentTime,
+                    gradientScale: part.scale, parameters: updated,
                     workspace: UnsafeMutableBufferPointer(start: workspace.floats, count: workspace.elementCount)))
         }
         for (_, updated) in parts {
-            for parameter in updated { updateCounts[parameter.index] += 1 }
+            for parameter in updated {
+                updateCounts[parameter.index] += 1
+                momentTimes[parameter.index] += momentSteps
+            }
         }
         try noteUpdate(weight: weight, loss: loss)
     }
@@ -127,16 +134,21 @@ public final class Optimizer {
         let group: Int?
         /// Of their update.
         let number: Int
+        let momentTime: Double
         let scale: Float
     }
 
     /// The parameters that have a gradient, in parts, each in their order.
-    private func parts(_ gradients: [Tensor?], _ scales: [Float]) -> [(Part, [Update.Parameter])] {
+    private func parts(
+        _ gradients: [Tensor?], _ scales: [Float], momentSteps: Double
+    ) -> [(Part, [Update.Parameter])] {
         var parts: [(Part, [Update.Parameter])] = []
         var places: [Part: Int] = [:]
         for (index, parameter) in parameters.enumerated() {
             guard let gradient = gradients[index] else { continue }
-            let part = Part(group: groups.ofParameter[index], number: updateCounts[index] + 1, scale: scales[index])
+            let part = Part(
+                group: groups.ofParameter[index], number: updateCounts[index] + 1,
+                momentTime: momentTimes[index] + momentSteps, scale: scales[index])
             let place = places[part] ?? parts.count
             if place == parts.count {
                 places[part] = place

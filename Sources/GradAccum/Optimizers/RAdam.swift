@@ -30,13 +30,13 @@ extension RAdam: ElementwiseRule {
         try requireAdam(beta1, beta2, eps: eps, weightDecay: weightDecay, isDecoupled: decoupledWeightDecay)
     }
 
-    public func step(number: Int, gradientScale: Float) -> Step {
-        let moments = AdamMoments(beta1, beta2, number: number)
-        let rectification = rectification(number, moments)
+    public func step(_ update: Update) -> Step {
+        let moments = AdamMoments(beta1, beta2, update)
+        let rectification = rectification(update.number, moments)
         // eps is added to the root before the correction, which therefore goes into the length of the step.
         return adamStep(
             moments.options(
-                gradientScale: gradientScale,
+                gradientScale: update.gradientScale,
                 stepSize: learningRate / moments.correction1
                     * (rectification.map { $0 * moments.correction2.squareRoot() } ?? 1),
                 eps: eps, correctsRoot: false,
@@ -45,7 +45,7 @@ extension RAdam: ElementwiseRule {
             alongMean: rectification == nil)
     }
 
-    /// What a step of Adam is multiplied by, or nil if the moving average is not long enough for one.
+    /// What a step of Adam is multiplied by, where beta2 is the same in all updates, or nil if the moving average is not long enough for one.
     private func rectification(_ number: Int, _ moments: AdamMoments) -> Double? {
         let longest = 2 / (1 - beta2) - 1
         let length = longest - 2 * Double(number) * (1 - moments.correction2) / moments.correction2

@@ -30,10 +30,11 @@ extension SGD: ElementwiseRule {
         }
     }
 
-    public func step(number: Int, gradientScale: Float) -> Step {
+    public func step(_ update: Update) -> Step {
         let options = shims_sgd(
-            gradient_scale: gradientScale, learning_rate: Float(learningRate), momentum: Float(momentum),
-            weight_decay: Float(weightDecay), rate: 1, nesterov: nesterov ? 1 : 0, first_update: number == 1 ? 1 : 0)
+            gradient_scale: update.gradientScale, learning_rate: Float(learningRate), momentum: Float(momentum),
+            weight_decay: Float(weightDecay), rate: 1, nesterov: nesterov ? 1 : 0,
+            first_update: update.number == 1 ? 1 : 0)
         return { parameter, gradient, slots, start, count in
             withUnsafePointer(to: options) {
                 Runtime.kernels.sgd(

@@ -20,6 +20,11 @@ public struct Update {
 
     /// Which update it is of each of these parameters, from 1: the clock of bias correction.
     public let number: Int
+    /// How many updates of the base weight it counts as, 1 unless ``BatchScaling`` keeps the half-life of beta2: the power of
+    /// beta2 that second moments keep.
+    public let momentSteps: Double
+    /// The sum of these over all updates of these parameters: the power of beta2 that bias correction takes from 1.
+    public let momentTime: Double
     /// What a rule multiplies every gradient by first: 1 over the weight of the window, times the clip factor.
     public let gradientScale: Float
     public let parameters: [Parameter]
@@ -29,8 +34,8 @@ public struct Update {
     /// The same update of some of the parameters.
     public func of(_ isIncluded: (Parameter) -> Bool) -> Update {
         Update(
-            number: number, gradientScale: gradientScale, parameters: parameters.filter(isIncluded),
-            workspace: workspace)
+            number: number, momentSteps: momentSteps, momentTime: momentTime, gradientScale: gradientScale,
+            parameters: parameters.filter(isIncluded), workspace: workspace)
     }
 
     /// Runs `body` for pieces of the parameters, on all threads: (place in ``parameters``, elements of it).

@@ -22,6 +22,10 @@ public protocol UpdateRule {
     /// They are there from the start, so that a step cannot run out of memory, and are not kept between updates.
     func workspace(shapes: [[Int]]) -> Int
 
+    /// Whether ``Update/momentSteps`` has its effect, where the half-life of beta2 is to be in samples; false unless a rule
+    /// says otherwise.
+    var followsMomentSteps: Bool { get }
+
     /// Errors: `invalidArgument` for a hyperparameter outside of its range.
     func validate() throws(GAError)
 
@@ -36,8 +40,8 @@ public protocol ElementwiseRule: UpdateRule {
     /// The names of its slots.
     var slotNames: [String] { get }
 
-    /// The loop of update number `number`, which counts from 1; it multiplies the gradient by `gradientScale` first.
-    func step(number: Int, gradientScale: Float) -> Step
+    /// The loop of an update; it multiplies the gradient by ``Update/gradientScale`` first.
+    func step(_ update: Update) -> Step
 }
 
 /// One pass over `count` elements of a parameter from `start`: the gradient is read, the parameter and its slots are
@@ -54,7 +58,7 @@ extension ElementwiseRule {
     public func slots(ofParameter index: Int, shape: [Int]) -> [Slot] { slotNames.map { Slot($0, shape: shape) } }
 
     public func apply(_ update: Update) throws(GAError) {
-        let step = step(number: update.number, gradientScale: update.gradientScale)
+        let step = step(update)
         // Made here, as pieces make no array.
         let slots = update.parameters.map { parameter in parameter.slots.indices.map { parameter.floats($0) } }
         try update.forEachPiece { index, range in
@@ -68,6 +72,8 @@ extension UpdateRule {
     public mutating func setWeightDecay(_ value: Double) { weightDecay = value }
 
     public func workspace(shapes: [[Int]]) -> Int { 0 }
+
+    public var followsMomentSteps: Bool { false }
 
     /// Errors: `invalidArgument` unless the value is finite in float32 and in the range.
     public func require(_ value: Double, _ option: StaticString, in range: ClosedRange<Double>) throws(GAError) {

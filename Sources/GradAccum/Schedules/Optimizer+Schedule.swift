@@ -27,21 +27,25 @@ extension Optimizer {
         progress.see(metric, as: .metric)
     }
 
-    /// The learning rate of the next update: ``learningRate`` times the schedule's factor.
+    /// The learning rate of the next update: ``learningRate`` times the schedule's factor and, if the weight of its window
+    /// is given, that of the scaling.
     ///
-    /// Errors: `overflow` if that is too large for float32, in a group of parameters or for all.
-    public func nextLearningRate() throws(GAError) -> Double {
+    /// Errors: `overflow` if that is too large for float32, in a group of parameters or for all, or the weight is too far
+    /// from that of the scaling.
+    public func nextLearningRate(weight: Double? = nil) throws(GAError) -> Double {
         let factor = try progress.scheduledFactor()
+        var scale = 1.0
+        if let scaling, let weight { scale = try scaling.factor(weight: weight) }
         var rule = rule
-        rule.learningRate *= factor
+        rule.learningRate *= factor * scale
         do {
             try rule.validate()
             for group in groups.all { _ = try group.rule(rule) }
         } catch {
             throw GAError(
                 .overflow,
-                "step: the learning rate is \(rule.learningRate), \(learningRate) times the schedule's \(factor): lower "
-                    + "one of them (\(error.message))")
+                "step: the learning rate is \(rule.learningRate), \(learningRate) times the schedule's \(factor) and the "
+                    + "scaling's \(scale): lower one of them (\(error.message))")
         }
         return rule.learningRate
     }

@@ -4,6 +4,7 @@ struct Progress {
     /// Of the windows that were applied.
     private(set) var weight = 0.0
     private(set) var schedule: Schedule?
+    var scaling: BatchScaling?
     private var plateau = Plateau.State()
 
     func reading(of clock: UpdateClock) -> Double {
@@ -23,6 +24,12 @@ struct Progress {
     func scheduledFactor() throws(GAError) -> Double {
         guard let schedule else { return 1 }
         return try schedule.value(at: reading(of: schedule.clock)) * plateau.factor
+    }
+
+    /// How many updates of the base weight a window of `weight` counts as in second moments.
+    func momentSteps(weight: Double) -> Double {
+        guard let scaling, scaling.keepsBeta2HalfLife else { return 1 }
+        return weight / scaling.baseWeight
     }
 
     /// Counts an applied update: the only thing that moves the clock.

@@ -84,6 +84,7 @@ from .runtime import (
     set_num_threads,
     version,
 )
+from .scaling import BatchScaling
 from .splitting import BatchPart, split, split_ranges
 from .tensor import (
     DType,

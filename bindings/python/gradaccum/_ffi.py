@@ -47,6 +47,7 @@ ANNEAL_COSINE, ANNEAL_LINEAR = 0, 1
 PLATEAU_WINDOW_LOSS, PLATEAU_METRIC = 0, 1
 PLATEAU_MIN, PLATEAU_MAX = 0, 1
 THRESHOLD_RELATIVE, THRESHOLD_ABSOLUTE = 0, 1
+SCALING_NONE, SCALING_LINEAR, SCALING_SQRT = 0, 1, 2
 NORMALIZATION_WEIGHT, NORMALIZATION_SUM = 0, 1
 ACCUMULATE_INTO_GRADIENTS, ACCUMULATE_INTO_MOMENTS = 0, 1
 ON_NON_FINITE_SKIP, ON_NON_FINITE_RAISE = 0, 1
@@ -354,6 +355,16 @@ class ScheduleOptions(_Sized):
     )
 
 
+class ScalingOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("rule", c_int32),
+        ("base_weight", c_double),
+        ("beta2_half_life", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
 class AverageOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -541,6 +552,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_optimizer_report_metric": (_Status, (_handle, c_double)),
     "ga_optimizer_next_learning_rate": (_Status, (_handle, POINTER(c_double))),
     "ga_schedule_factor": (_Status, (POINTER(ScheduleOptions), c_double, POINTER(c_double))),
+    "ga_optimizer_set_scaling": (_Status, (_handle, POINTER(ScalingOptions))),
     # Averages of weights
     "ga_average_create": (_Status, (_handles, _handle, POINTER(AverageOptions))),
     "ga_average_free": (None, (_handle,)),

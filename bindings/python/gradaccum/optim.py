@@ -10,6 +10,7 @@ from typing import Any
 from . import _ffi
 from ._ffi import lib
 from .errors import GAInvalidArgumentError
+from .scaling import BatchScaling
 from .schedules import Schedule, clock_constant
 from .tensor import Tensor
 
@@ -88,6 +89,7 @@ class Optimizer:
         create(byref(out), _handles(self.parameters), len(self.parameters), byref(options))
         self._address: int | None = out.value
         self._schedule: Schedule | None = None
+        self._scaling: BatchScaling | None = None
         self._finalizer = weakref.finalize(self, lib.ga_optimizer_free, self._address)
         self._groups: list[ParameterGroup] = []
         for group in given:
@@ -158,7 +160,8 @@ class Optimizer:
 
     @property
     def next_lr(self) -> float:
-        """The learning rate of the next update: lr times the schedule's factor."""
+        """The learning rate of the next update: lr times the schedule's factor. A scaling waits for the weight of its
+        window, and is in the report alone."""
         value = c_double()
         lib.ga_optimizer_next_learning_rate(self.handle, byref(value))
         return value.value
@@ -172,6 +175,16 @@ class Optimizer:
     def schedule(self, schedule: Schedule | None) -> None:
         lib.ga_optimizer_set_schedule(self.handle, None if schedule is None else byref(schedule.options()))
         self._schedule = schedule
+
+    @property
+    def scaling(self) -> BatchScaling | None:
+        """How updates follow the weight of their window."""
+        return self._scaling
+
+    @scaling.setter
+    def scaling(self, scaling: BatchScaling | None) -> None:
+        lib.ga_optimizer_set_scaling(self.handle, None if scaling is None else byref(scaling.options()))
+        self._scaling = scaling
 
     def report_metric(self, metric: float) -> None:
         """Shows a metric, such as a loss of validation, to a Plateau with signal="metric"."""
