@@ -739,9 +739,9 @@ typedef struct ga_schedule_options {
     int32_t reserved2;
 } ga_schedule_options;
 #define GA_SCHEDULE_OPTIONS_INIT \
-    { sizeof(ga_schedule_options), GA_SCHEDULE_CONSTANT, GA_CLOCK_UPDATES, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0, 0.3, \
-      25.0, 1e4, GA_ANNEAL_COSINE, GA_PLATEAU_WINDOW_LOSS, GA_PLATEAU_MIN, GA_THRESHOLD_RELATIVE, 1e-4, 0.0, 10, 0, NULL, \
-      NULL, 0, 1, 0 }
+    { sizeof(ga_schedule_options), GA_SCHEDULE_CONSTANT, GA_CLOCK_UPDATES, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.0, \
+      0.3, 25.0, 1e4, GA_ANNEAL_COSINE, GA_PLATEAU_WINDOW_LOSS, GA_PLATEAU_MIN, GA_THRESHOLD_RELATIVE, 1e-4, 0.0, 10, \
+      0, NULL, NULL, 0, 1, 0 }
 
 /*
  * Lets each update have the learning rate that was set times the schedule's factor; options NULL ends that. They are
@@ -762,7 +762,7 @@ ga_status ga_optimizer_report_metric(ga_optimizer *optimizer, double metric);
  */
 ga_status ga_optimizer_next_learning_rate(const ga_optimizer *optimizer, double *out);
 
-/* The factor of a schedule at a reading of the clock, at least 0; a plateau has that of its warm-up. Errors: OVERFLOW. */
+/* The factor of a schedule at a reading of the clock, 0 or more; a plateau has that of its warm-up. Errors: OVERFLOW. */
 ga_status ga_schedule_factor(const ga_schedule_options *options, double clock, double *out);
 
 /*
@@ -917,8 +917,8 @@ typedef struct ga_accumulator_options {
  * What it gives up: law 1, except for the number of threads, as the second moment has the sum of the squares of the
  * micro-batches' gradients; law 2, as nothing is divided by the window's weight; and dropping a window, so that ga_zero and
  * GA_TAIL_DROP are GA_ERROR_STATE once something was committed. It needs GA_NORMALIZATION_SUM, and excludes clipping, also
- * that of groups, limits on outliers, and a scaling's beta2_half_life. gradient_norm and ga_gradient_norms are 0, and ga_accumulated_gradient is
- * GA_ERROR_STATE.
+ * that of groups, limits on outliers, and a scaling's beta2_half_life. gradient_norm and ga_gradient_norms are 0, and
+ * ga_accumulated_gradient is GA_ERROR_STATE.
  * Errors: STATE if the optimizer has an accumulator, or its rule has no moments to accumulate into; INVALID_ARGUMENT for
  * an option outside of its range, more than one way to clip, or an option that accumulate_into excludes.
  */

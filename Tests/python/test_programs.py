@@ -288,6 +288,28 @@ def test_interrupt_ends_the_training_at_once(program):
     assert time.monotonic() - started < 30
 
 
+RECIPE_RESULT = re.compile(
+    r"RESULT updates=(\d+) accuracy=([0-9.]+) averaged_accuracy=([0-9.]+) weights_sha256=([0-9a-f]{64})"
+)
+
+
+def test_recipe_learns_and_has_one_hash_for_every_split():
+    """With a warm-up, a cosine, a ramp, scaling and an average: all by the clock of samples."""
+    program = [sys.executable, str(ROOT / "examples" / "python" / "recipe.py")]
+    results = set()
+    for micro_batch, threads in ((32, 1), (5, 2), (1, 3)):
+        done = run(program, "--micro-batch", str(micro_batch), "--threads", str(threads))
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert {f"window {size}" for size in (32, 64, 128)} <= set(re.findall(r"window \d+", done.stdout))
+        match = RECIPE_RESULT.fullmatch(done.stdout.rstrip("\n").rpartition("\n")[2])
+        assert match, done.stdout
+        results.add(match.groups())
+    assert len(results) == 1
+    updates, _, averaged, _ = results.pop()
+    # 4000 samples in windows of 32, as many in windows of 64, and the rest in windows of 128.
+    assert int(updates) == 125 + 63 + 125 and float(averaged) > 0.9
+
+
 def test_own_gradients_finds_the_line():
     done = run([str(BUILT / "own_gradients")])
     assert done.returncode == 0 and done.stderr == "" and done.stdout

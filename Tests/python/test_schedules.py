@@ -189,7 +189,10 @@ def test_the_number_of_micro_batches_has_no_part_in_it(clock):
 
 
 @settings(max_examples=30)
-@given(st.lists(st.sampled_from(["apply", "skip", "zero", "empty"]), max_size=30), st.sampled_from(["updates", "weight"]))
+@given(
+    st.lists(st.sampled_from(["apply", "skip", "zero", "empty"]), max_size=30),
+    st.sampled_from(["updates", "weight"]),
+)
 def test_windows_that_are_not_applied_leave_no_trace_in_the_schedule(events, clock):
     """Law 4: the run without them has the same rates and weights, to the last bit."""
     schedule = schedules.Cosine(40, warmup=6, warmup_start_factor=0.1, clock=clock)
