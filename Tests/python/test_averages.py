@@ -9,6 +9,8 @@ import gradaccum as ga
 import numpy as np
 import pytest
 
+from tally import FLAT_MEMORY, ONE_CLOCK
+
 
 class Training:
     """Two parameters that no test cares for the optimizer of."""
@@ -36,6 +38,7 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return [x.tobytes() for x in a] == [x.tobytes() for x in b]
 
 
+@pytest.mark.law(ONE_CLOCK)
 @pytest.mark.parametrize(
     ("options", "keep"),
     [
@@ -109,6 +112,7 @@ def test_an_average_keeps_its_optimizer_and_several_move_together():
     assert same(training.weights(), own)
 
 
+@pytest.mark.law(FLAT_MEMORY)
 def test_updates_with_an_average_need_no_memory():
     training = Training()
     before = ga.memory_usage().live_bytes

@@ -11,6 +11,8 @@ from gradaccum import schedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tally import NO_TRACE
+
 BASE = 8.0
 ADAMS = {
     "adam": ga.Adam,
@@ -134,6 +136,7 @@ def test_windows_of_the_base_weight_are_as_without_scaling(name):
     assert plain.weight.numpy().tobytes() == scaled.weight.numpy().tobytes()
 
 
+@pytest.mark.law(NO_TRACE)
 @pytest.mark.parametrize("name", ADAMS)
 def test_a_skipped_window_leaves_no_trace_in_the_moments(name):
     scaling = ga.BatchScaling("linear", base_weight=BASE, beta2_half_life=True)

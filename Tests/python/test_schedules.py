@@ -9,8 +9,10 @@ import gradaccum as ga
 import numpy as np
 import pytest
 from gradaccum import schedules
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+
+from tally import NO_TRACE, ONE_CLOCK, examples
 
 FIXTURES = np.load(Path(__file__).parents[1] / "parity" / "schedules.npz")
 UPDATES = 60
@@ -164,6 +166,7 @@ def test_updates_have_the_learning_rate_times_the_factor():
         assert training.weight.item() == position
 
 
+@pytest.mark.law(ONE_CLOCK)
 def test_the_clock_of_weight_counts_what_went_in():
     training = Training(schedules.Linear(100, clock="weight"))
     rates = []
@@ -174,6 +177,7 @@ def test_the_clock_of_weight_counts_what_went_in():
     assert training.optimizer.next_lr == 0
 
 
+@pytest.mark.law(ONE_CLOCK)
 @pytest.mark.parametrize("clock", ["updates", "weight"])
 def test_the_number_of_micro_batches_has_no_part_in_it(clock):
     def rates(pieces: int) -> list[float]:
@@ -188,7 +192,8 @@ def test_the_number_of_micro_batches_has_no_part_in_it(clock):
     assert rates(1) == rates(2) == rates(8)
 
 
-@settings(max_examples=30)
+@pytest.mark.law(NO_TRACE, ONE_CLOCK)
+@examples(30)
 @given(
     st.lists(st.sampled_from(["apply", "skip", "zero", "empty"]), max_size=30),
     st.sampled_from(["updates", "weight"]),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support import raw
+from tally import SPLIT_INVARIANCE
 
 
 def sizes_of(ranges: list[range]) -> list[int]:
@@ -149,6 +150,7 @@ def hash_of_training(threads: int, **how: object) -> str:
     return hashlib.sha256(b"".join(p.numpy().tobytes() for p in parameters)).hexdigest()
 
 
+@pytest.mark.law(SPLIT_INVARIANCE)
 def test_every_split_of_a_batch_gives_the_same_weights():
     hashes = {
         hash_of_training(threads, **how)
