@@ -31,18 +31,17 @@ private func store(_ codes: Codes, _ target: UnsafeMutablePointer<UInt8>, _ lane
 /// A number whose last bits are an integer below 2^23 added to it.
 private let magic: Float = 0x1p23
 
-/// Codes as numbers.
+/// Codes as numbers, less `base`.
 @inline(always)
-private func numbers(_ codes: Codes) -> Vector {
+private func numbers(_ codes: Codes, less base: Float) -> Vector {
     var bits = Bits.zero
     for lane in 0..<16 { bits[lane] = UInt32(codes[lane]) }
-    return unsafeBitCast(bits | magic.bitPattern, to: Vector.self) - magic
+    return unsafeBitCast(bits | magic.bitPattern, to: Vector.self) - (magic + base)
 }
 
-/// The integers 0 ... 255 next to some numbers.
+/// The last bytes of some numbers.
 @inline(always)
-private func codes(_ numbers: Vector) -> Codes {
-    let bits = unsafeBitCast(numbers + magic, to: Bits.self)
+private func codes(_ bits: Bits) -> Codes {
     var codes = Codes.zero
     for lane in 0..<16 { codes[lane] = UInt8(truncatingIfNeeded: bits[lane]) }
     return codes
@@ -50,68 +49,88 @@ private func codes(_ numbers: Vector) -> Codes {
 
 /// The dynamic map of 8-bit optimizers (Dettmers et al., arXiv 2110.02861) between a level and a magnitude in 0 ... 1.
 ///
-/// Levels n, n + 1, ... 2n - 1 lie in the middle of n equal parts of 0.1 ... 1 times a power of ten, for 7 decades up to 1
-/// with twice as many each; a level of 0 lies below them and one of 1 above. So within a decade the magnitude is a line
-/// over the level, and the lines of higher decades are steeper: the magnitude is the largest of them. Conversely the
-/// level next to a magnitude is the least of lines, of which those of the decades have corners that others cut off.
+/// Levels n, n + 1, ... 2n - 1 are the middles of n equal parts of 0.1 ... 1 times a power of ten, for 7 decades up to 1 with
+/// twice as many each. A level of 0 lies below them, at 0, and one above them, at 1. So within a decade the magnitude is a
+/// line over the level and the other way round, and a line is looked up by its decade. Tables have 8 entries.
 private struct DynamicMap {
-    /// Of the magnitude over the level, per decade.
-    var slopes = zeroRegisters()
-    var offsets = zeroRegisters()
-    /// Of the level over the magnitude, with 1/2 taken off, per decade and per corner at its start.
-    var levelSlopes = zeroRegisters()
-    var levelOffsets = zeroRegisters()
-    var cornerSlopes = zeroRegisters()
-    var cornerOffsets = zeroRegisters()
-    /// Where 1 is nearer than the last level of a decade, and its level.
-    let top: Float
-    let topLevel: Float
+    /// Of the magnitude over the level, by the last bits of the level's exponent.
+    private var slopes = Vector.zero
+    private var offsets = Vector.zero
+    /// The magnitude from which on the level is that of a decade, or of 1.
+    private var starts = Vector.zero
+    /// Of the number of levels above 0, with 1/2 taken off, over the magnitude, and the most that they give in a decade.
+    private var levelSlopes = Vector.zero
+    private var levelOffsets = Vector.zero
+    private var mostLevels = Vector.zero
 
-    static let decades = 7
-
-    /// `first`: the parts of the lowest decade.
+    /// `first`: the levels of the lowest decade, 1 or 2.
     @inline(always)
     init(first: Double) {
-        var (parts, scale) = (first, 1e-6)
-        for decade in 0..<DynamicMap.decades {
-            slopes[unchecked: decade] = Vector(repeating: Float(0.9 * scale / parts))
-            offsets[unchecked: decade] = Vector(repeating: Float(scale * (0.45 / parts - 0.8)))
-            // The level of a magnitude t parts above the decade's start is parts + t. Below that start, parts have a fifth
-            // of the length, and the middle between two levels is at t = 0.2; below the lowest it is this.
-            let middle = decade == 0 ? (0.225 - 0.05 * parts) / 0.9 : 0.2
-            let (slope, start) = (parts / 0.9 / scale, parts / 9)
-            levelSlopes[unchecked: decade] = Vector(repeating: Float(slope))
-            levelOffsets[unchecked: decade] = Vector(repeating: Float(parts - start - 0.5))
-            cornerSlopes[unchecked: decade] = Vector(repeating: Float(slope / (1 - middle)))
-            cornerOffsets[unchecked: decade] = Vector(
-                repeating: Float(parts - (start + middle) / (1 - middle) - 0.5))
-            parts *= 2
+        var (levels, scale) = (first, 1e-6)
+        for decade in 0..<8 {
+            // What counts from 127 in a float is seen by its last three bits.
+            let exponent = (decade &+ Int(first) &- 2) & 7
+            if decade < 7 {
+                set(&slopes, exponent, 0.9 * scale / levels)
+                set(&offsets, exponent, scale * (0.45 / levels - 0.8))
+                // Half-way between the first level and the one below it, which is 0 or a fifth of a part away from 0.1.
+                let lowest = 0.05 * scale * (1 + 4.5 / levels)
+                set(&starts, decade, decade == 0 ? lowest : scale * (0.1 + 0.18 / levels))
+                set(&levelSlopes, decade, levels / (0.9 * scale))
+                set(&levelOffsets, decade, levels - levels / 9 - first + 0.5)
+                set(&mostLevels, decade, 2 * levels - first)
+            } else {
+                // Of the levels of 0 and of 1, which no other line is for.
+                let count = levels - first + 1
+                set(&slopes, exponent, 1 / count)
+                set(&offsets, exponent, (1 - first) / count)
+                set(&starts, decade, 1 - 0.45 / levels)
+                set(&levelSlopes, decade, count)
+                set(&levelOffsets, decade, 0)
+                set(&mostLevels, decade, count)
+            }
+            levels *= 2
             scale *= 10
         }
-        topLevel = Float(parts)
-        top = Float(1 - 0.45 / parts)
     }
 
+    @inline(always)
+    private func set(_ table: inout Vector, _ entry: Int, _ value: Double) {
+        table[entry] = Float(value)
+        table[entry &+ 8] = Float(value)
+    }
+
+    /// The map of a block whose largest magnitude is `scale`, for reading.
+    @inline(always)
+    func scaled(_ scale: Float) -> DynamicMap {
+        var map = self
+        map.slopes *= scale
+        map.offsets *= scale
+        return map
+    }
+
+    /// The magnitude of a level above 0.
     @inline(always)
     func magnitude(_ level: Vector) -> Vector {
-        var magnitude = Vector.zero
-        for decade in 0..<DynamicMap.decades {
-            magnitude = larger(
-                magnitude, multiplyAdd(level, slopes[unchecked: decade], offsets[unchecked: decade]))
-        }
-        return smaller(magnitude, Vector(repeating: 1))
+        let exponent = unsafeBitCast(level, to: Bits.self) &>> 23
+        return multiplyAdd(level, shims_lookup(slopes, exponent), shims_lookup(offsets, exponent))
     }
 
+    /// The levels from 0 to the one next to a magnitude: how many, less up to 1/2.
     @inline(always)
-    func level(_ magnitude: Vector) -> Vector {
-        var least = Vector(repeating: topLevel)
-        for decade in 0..<DynamicMap.decades {
-            least = smaller(
-                least, multiplyAdd(magnitude, levelSlopes[unchecked: decade], levelOffsets[unchecked: decade]))
-            least = smaller(
-                least, multiplyAdd(magnitude, cornerSlopes[unchecked: decade], cornerOffsets[unchecked: decade]))
-        }
-        return choose((least + magic) - magic, topLevel, where: magnitude .>= top)
+    func levels(_ magnitude: Vector) -> Vector {
+        let bits = unsafeBitCast(magnitude, to: Bits.self)
+        var logarithm = Vector.zero
+        for lane in 0..<16 { logarithm[lane] = Float(Int32(bitPattern: bits[lane])) }
+        // The bits are a logarithm, to 0.03 of a decade. The start of a decade lies at 0 ... 0.45 of one, so that rounding
+        // the logarithm to k - 0.23 ... k + 0.8 leaves only start k to compare with. 31.5 is 38.23, for the exponent's 127,
+        // less the 6 decades to the lowest one and 0.73.
+        let rounded = multiplyAdd(logarithm, Vector(repeating: 0.30103 * 0x1p-23), magic - 31.5)
+        let near = unsafeBitCast(larger(rounded, Vector(repeating: magic)), to: Bits.self)
+        let isBelow = magnitude .< shims_lookup(starts, near)
+        let decade = choose(near, near &- 1, where: isBelow)
+        let line = multiplyAdd(magnitude, shims_lookup(levelSlopes, decade), shims_lookup(levelOffsets, decade))
+        return smaller(line, shims_lookup(mostLevels, decade))
     }
 }
 
@@ -133,7 +152,6 @@ func adamw8bit(
     let weight2 = Vector(repeating: options.weight2)
     let correction = Vector(repeating: options.inverse_sqrt_correction2)
     let size = Vector(repeating: -options.step_size)
-    let most = Vector(repeating: .greatestFiniteMagnitude)
     var moments = (zeroRegisters(), zeroRegisters())
     withUnsafeMutableBytes(of: &moments) {
         // Of a block, in full precision.
@@ -141,20 +159,20 @@ func adamw8bit(
         let squares = means + 256
         for number in 0..<(Int(n) &+ 255) / 256 {
             let first = number &* 256
-            let end = min(first &+ 256, Int(n))
-            let mScale = mLargest[number]
-            let vScale = vLargest[number]
+            let end = first &+ 256 < Int(n) ? first &+ 256 : Int(n)
+            let mMap = signed.scaled(mLargest[number])
+            let vMap = unsigned.scaled(vLargest[number])
             var (mMost, vMost) = (Vector.zero, Vector.zero)
             @inline(always)
             func update(_ lanes: Lanes) {
                 let p = load(parameter, lanes)
                 let g = load(gradient, lanes) * scale
-                let level = numbers(load(m, lanes)) - 127
-                let mean = copySign(signed.magnitude(magnitude(level)), level) * mScale
+                let level = numbers(load(m, lanes), less: 127)
+                // A level of 0 takes the line of some decade, which is below 0 there.
+                let mean = copySign(larger(mMap.magnitude(magnitude(level)), Vector.zero), level)
                 let newMean = multiplyAdd(weight1, g - mean, mean)
-                let square = unsigned.magnitude(numbers(load(v, lanes)) + 1) * vScale
-                // A block must not lose all of its numbers to one that is infinite.
-                let newSquare = smaller(most, multiplyAdd(weight2 * g, g, square * beta2))
+                let square = vMap.magnitude(numbers(load(v, lanes), less: -1))
+                let newSquare = multiplyAdd(weight2 * g, g, square * beta2)
                 let denominator = multiplyAdd(newSquare.squareRoot(), correction, options.eps)
                 store(multiplyAdd(size, newMean / denominator, p * options.decoupled_decay), parameter, lanes)
                 let place = Lanes(first: lanes.first &- first)
@@ -166,22 +184,31 @@ func adamw8bit(
             forEachLanes(from: first, to: end, update)
             mLargest[number] = largest(mMost)
             vLargest[number] = largest(vMost)
+            if mLargest[number] == .infinity || vLargest[number] == .infinity {
+                // The block must not lose all of its numbers to that one.
+                let most = Vector(repeating: .greatestFiniteMagnitude)
+                @inline(always)
+                func limit(_ lanes: Lanes) {
+                    store(smaller(larger(load(means, lanes), -most), most), means, lanes)
+                    store(smaller(load(squares, lanes), most), squares, lanes)
+                }
+                forEachLanes(to: 256, limit)
+                if mLargest[number] == .infinity { mLargest[number] = .greatestFiniteMagnitude }
+                if vLargest[number] == .infinity { vLargest[number] = .greatestFiniteMagnitude }
+            }
             let mInverse = inverse(mLargest[number])
             let vInverse = inverse(vLargest[number])
             @inline(always)
-            func roundMean(_ lanes: Lanes) {
-                let mean = load(means, Lanes(first: lanes.first &- first)) * mInverse
-                let level = copySign(signed.level(magnitude(mean)), mean)
+            func round(_ lanes: Lanes) {
+                let place = Lanes(first: lanes.first &- first)
+                let mean = load(means, place) * mInverse
                 // There is a code for 1 and none for -1.
-                store(codes(larger(level, Vector(repeating: -127)) + 127), m, lanes)
+                let levels = larger(copySign(signed.levels(magnitude(mean)), mean), Vector(repeating: -127))
+                store(codes(unsafeBitCast(levels + (magic + 127), to: Bits.self)), m, lanes)
+                let square = unsigned.levels(load(squares, place) * vInverse)
+                store(codes(unsafeBitCast(square + magic, to: Bits.self)), v, lanes)
             }
-            forEachLanes(from: first, to: end, roundMean)
-            @inline(always)
-            func roundSquare(_ lanes: Lanes) {
-                let square = load(squares, Lanes(first: lanes.first &- first)) * vInverse
-                store(codes(unsigned.level(square) - 1), v, lanes)
-            }
-            forEachLanes(from: first, to: end, roundSquare)
+            forEachLanes(from: first, to: end, round)
         }
     }
 }

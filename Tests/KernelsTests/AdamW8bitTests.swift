@@ -128,16 +128,18 @@ final class AdamW8bitTests: KernelTestCase {
     func testANumberBeyondFloat32SpoilsNoOther() {
         for build in Build.all {
             var options = options(weight1: 0.5, weight2: 1, beta2: 1)
-            let gradient = Buffer<Float>([1e30, 1, -2, 0])
-            let parameter = Buffer<Float>([1, 1, 1, 1])
-            let (m, v) = (Buffer<UInt8>([0, 0, 0, 0]), Buffer<UInt8>([0, 0, 0, 0]))
+            options.inverse_sqrt_correction2 = 1
+            let gradient = Buffer<Float>([1e30, 1, -2, 0, 3e38])
+            let parameter = Buffer<Float>([1, 1, 1, 1, 1])
+            let (m, v) = (Buffer<UInt8>([0, 0, 0, 0, 0]), Buffer<UInt8>([0, 0, 0, 0, 0]))
             let (mLargest, vLargest) = (Buffer<Float>([0]), Buffer<Float>([0]))
-            for _ in 0..<3 {
+            for update in 0..<4 {
+                gradient.pointer[4] = update == 1 ? -3e38 : 3e38
                 build.kernels.adamw8bit(
                     parameter.pointer, gradient.pointer, m.pointer, mLargest.pointer, v.pointer, vLargest.pointer,
-                    &options, 4)
+                    &options, 5)
             }
-            XCTAssert(parameter.elements.allSatisfy(\.isFinite), build.name)
+            XCTAssert(parameter.elements.prefix(4).allSatisfy(\.isFinite), build.name)
             XCTAssertEqual(vLargest.elements, [.greatestFiniteMagnitude], build.name)
             XCTAssertEqual(parameter.elements[3], 1, build.name)
         }

@@ -10,8 +10,8 @@ from typing import Any
 from lab.lab import Lab
 from lab.rows import Measured, Row, at_least
 
-# 64 MiB in each stream, which no cache holds.
-SHAPE, COUNT = (1024, 1024), 16
+# 256 MiB in each stream, so that a cache of tens of MiB holds next to nothing of a pass for the next.
+SHAPE, COUNT = (1024, 1024), 64
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@
 #ifndef SHIMS_INSTRUCTIONS_H
 #define SHIMS_INSTRUCTIONS_H
 
+#include <stdint.h>
+
 /* Begins to bring a line of memory, which need not exist, into the second-level cache: rows that lie far apart would
  * drive each other out of the first. */
 static inline __attribute__((always_inline)) void shims_prefetch(const void *_Nonnull address) {
@@ -14,6 +16,29 @@ static inline __attribute__((always_inline)) void shims_prefetch(const void *_No
 static inline __attribute__((always_inline)) void shims_prefetch_near(const void *_Nonnull address) {
     __builtin_prefetch(address, 0, 3);
 }
+
+#if defined(__clang__)
+typedef float shims_floats __attribute__((ext_vector_type(16)));
+typedef uint32_t shims_indices __attribute__((ext_vector_type(16)));
+
+/* out[i] = table[index[i] % 8], where the second half of the table repeats the first. */
+static inline __attribute__((always_inline)) shims_floats shims_lookup(shims_floats table, shims_indices index) {
+    shims_floats out;
+#if defined(__AVX512F__)
+    typedef float floats __attribute__((vector_size(64)));
+    typedef int ints __attribute__((vector_size(64)));
+    out = (shims_floats)__builtin_ia32_permvarsf512((floats)table, (ints)index);
+#elif defined(__AVX2__)
+    typedef float floats __attribute__((vector_size(32)));
+    typedef int ints __attribute__((vector_size(32)));
+    out.lo = __builtin_ia32_permvarsf256((floats)table.lo, (ints)index.lo);
+    out.hi = __builtin_ia32_permvarsf256((floats)table.lo, (ints)index.hi);
+#else
+    for (int lane = 0; lane < 16; lane++) out[lane] = table[index[lane] & 7];
+#endif
+    return out;
+}
+#endif
 
 #if defined(__AVX512BF16__) && defined(__clang__)
 typedef float shims_vector __attribute__((ext_vector_type(16)));
