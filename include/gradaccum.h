@@ -31,7 +31,8 @@
  * Ownership. A handle written through an out-parameter is yours: free it once, with the function of its
  *   type. Freeing NULL does nothing. An object keeps alive whatever it needs, so handles may be freed in
  *   any order. A handle that was freed is recognised and refused. Pointers that are passed in are read
- *   during the call only, except by ga_tensor_wrap. Pointers that are returned belong to the library.
+ *   during the call only, except by ga_tensor_wrap and ga_tensor_from_dlpack. Pointers that are returned belong to
+ *   the library.
  * Scopes. While a scope is open, tensors made on the same thread belong to it; closing it frees those
  *   that are left. In a scope it is therefore fine to overwrite a handle, as the example does.
  * Errors. Every function that can fail returns GA_OK (0) or a negative status, writes its out-parameters
@@ -183,6 +184,10 @@ ga_status ga_memory_trim(void);
 typedef struct ga_tensor ga_tensor;
 typedef struct ga_scope ga_scope;
 
+/* The structs of DLPack, as in its dlpack.h, which may be included as well and need not be. */
+struct DLManagedTensor;
+struct DLManagedTensorVersioned;
+
 /* Element types. A bfloat16 or float16 is a uint16_t in memory. */
 #define GA_FLOAT32 1
 #define GA_BFLOAT16 2
@@ -221,7 +226,10 @@ ga_status ga_tensor_copy_in(ga_tensor *tensor, const void *source, size_t size_b
 /* Copies the elements out, contiguous in row-major order; size_bytes must be the whole tensor's. */
 ga_status ga_tensor_copy_out(const ga_tensor *tensor, void *destination, size_t size_bytes);
 
-/* The address of the first element, for reading and writing in place while the tensor lives. */
+/*
+ * The address of the first element, for reading in place while the tensor lives, and for writing unless the tensor is
+ * read-only.
+ */
 ga_status ga_tensor_data(const ga_tensor *tensor, void **out);
 
 /* The single element of a tensor that has one. Errors: SHAPE. */
@@ -251,11 +259,52 @@ ga_status ga_tensor_fill_uniform(ga_tensor *tensor, double low, double high, uin
 ga_status ga_tensor_set_requires_grad(ga_tensor *tensor, int32_t requires_grad);
 ga_status ga_tensor_requires_grad(const ga_tensor *tensor, int32_t *out);
 
+/*
+ * Makes the library refuse every later write to the tensor, and to all on the same memory, with
+ * GA_ERROR_INVALID_ARGUMENT: for memory that others count on, or that cannot be written to. This cannot be undone.
+ * A parameter of an optimizer is written to, so it cannot be read-only. Errors: STATE for one.
+ */
+ga_status ga_tensor_set_read_only(ga_tensor *tensor);
+ga_status ga_tensor_read_only(const ga_tensor *tensor, int32_t *out);
+
 /* Names a tensor for error sentences; at most 63 bytes of the name are kept. */
 ga_status ga_tensor_set_name(ga_tensor *tensor, const char *name);
 
 /* A tensor on the same memory that no gradient flows through. */
 ga_status ga_tensor_detach(ga_tensor **out, const ga_tensor *tensor);
+
+/*
+ * Creates a tensor on the memory of a tensor of another library, without a copy, by DLPack 1.x, or 0.x (_unversioned).
+ * managed: what the producer made. With success it is the library's, which calls its deleter once, on any thread, when
+ * no view, graph or accumulator needs the memory any more. After an error it is still the caller's, untouched.
+ * The tensor is read-only if the struct says so. One without a version cannot say: where the producer's memory must not
+ * be written to, call ga_tensor_set_read_only.
+ * Errors: UNSUPPORTED for another major version or for a device that is not the CPU; DTYPE for element types that the
+ * library lacks; INVALID_ARGUMENT for data, shape or strides that make no tensor here, such as a negative stride, more
+ * than GA_MAX_RANK axes or elements that are not aligned; OVERFLOW.
+ */
+ga_status ga_tensor_from_dlpack(ga_tensor **out, struct DLManagedTensorVersioned *managed);
+ga_status ga_tensor_from_dlpack_unversioned(ga_tensor **out, struct DLManagedTensor *managed);
+
+/*
+ * Makes a struct of DLPack 1.x, or 0.x (_unversioned), that another library can take over.
+ * copy: 0 shares the memory, which then lives as long as either side needs it; 1 hands over a contiguous copy, and says
+ * so in the struct. No gradient flows through it.
+ * The struct is the caller's to hand over, or to give back by calling the deleter in it, once, on any thread. A
+ * read-only tensor says so in the struct; without a version that cannot be said.
+ * Errors: UNSUPPORTED for a read-only tensor that is neither copied nor versioned; OUT_OF_MEMORY for the copy.
+ */
+ga_status ga_tensor_to_dlpack(struct DLManagedTensorVersioned **out, const ga_tensor *tensor, int32_t copy);
+ga_status ga_tensor_to_dlpack_unversioned(struct DLManagedTensor **out, const ga_tensor *tensor, int32_t copy);
+
+/*
+ * For a program with a Python interpreter in its process, which these find at run time; without one they do nothing.
+ * ga_python_release is a release function for ga_tensor_wrap whose user is a PyObject: it drops one reference to it,
+ * holding the interpreter's lock. ga_python_capsule_destroy is the destructor of a capsule "dltensor_versioned" or
+ * "dltensor", a PyObject, of what ga_tensor_to_dlpack made: it calls the deleter if nobody has taken the struct over.
+ */
+void ga_python_release(void *data, void *object);
+void ga_python_capsule_destroy(void *capsule);
 
 /* Opens a scope on this thread. Scopes nest and are closed in reverse order. */
 ga_status ga_scope_open(ga_scope **out);
@@ -978,6 +1027,18 @@ ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, doub
  */
 ga_status ga_accumulate_gradients(ga_accumulator *accumulator, const void *const *gradients, int64_t count,
                                   int32_t dtype, double loss, double weight);
+
+/*
+ * Adds the gradient of one parameter to the open micro-batch, for a loop whose gradients appear one after another: each
+ * can be freed at once. The loss and the weight are given once, by ga_accumulate_gradients with NULL for every gradient,
+ * which the micro-batch cannot be committed without.
+ * index: of the parameter, in the optimizer's order. gradient: a contiguous array of the floating type dtype. scale: what
+ * it is multiplied by, which is the weight where it is a mean, else 1.
+ * Errors: STATE if no micro-batch is open or it has failed half-way; INDEX; DTYPE; INVALID_ARGUMENT for a scale that is
+ * not finite; OUT_OF_MEMORY, and nothing was added.
+ */
+ga_status ga_accumulate_gradient(ga_accumulator *accumulator, int64_t index, const void *gradient, int32_t dtype,
+                                 double scale);
 
 /*
  * Begins a micro-batch: all that is accumulated until its commit belongs to it and counts as one. Without this, each

@@ -98,6 +98,18 @@ public func ga_accumulate_gradients(
     }
 }
 
+@_cdecl("ga_accumulate_gradient") @implementation
+public func ga_accumulate_gradient(
+    _ handle: OpaquePointer!, _ index: Int64, _ gradient: UnsafeRawPointer!, _ dtype: Int32, _ scale: Double
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        let type: DType = try constant(dtype, "dtype")
+        try accumulator.accumulate(
+            gradient: required(gradient, "gradient"), ofParameter: Int(index), type, scale: scale)
+    }
+}
+
 @_cdecl("ga_micro_batch_begin") @implementation
 public func ga_micro_batch_begin(_ handle: OpaquePointer!) -> ga_status {
     guarded { () throws(GAError) in try accumulator(handle).beginMicroBatch() }

@@ -41,6 +41,22 @@ func making(
     }
 }
 
+/// As ``making(_:_:)`` for a tensor on memory of the caller, whose it stays unless this succeeds.
+func takingOver(
+    _ out: UnsafeMutablePointer<OpaquePointer?>?, _ body: () throws(GAError) -> Tensor
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let out = try required(out, "out")
+        let tensor = try body()
+        do throws(GAError) {
+            out.pointee = try handle(of: tensor)
+        } catch {
+            tensor.giveBack()
+            throw error
+        }
+    }
+}
+
 func handle(of tensor: Tensor) throws(GAError) -> OpaquePointer {
     try HandleTable.shared.insert(tensor, .tensor, in: Scope.current?.handle)
 }

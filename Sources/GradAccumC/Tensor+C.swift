@@ -47,7 +47,7 @@ public func ga_tensor_wrap(
     _ release: (@convention(c) (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?) -> Void)!,
     _ user: UnsafeMutableRawPointer!
 ) -> ga_status {
-    making(out) { () throws(GAError) in
+    takingOver(out) { () throws(GAError) in
         let type: DType = try constant(dtype, "dtype")
         let sizes = try shape(device, rank, sizes)
         let data = try required(data, "data")
@@ -150,6 +150,16 @@ public func ga_tensor_set_requires_grad(_ handle: OpaquePointer!, _ requires_gra
 @_cdecl("ga_tensor_requires_grad") @implementation
 public func ga_tensor_requires_grad(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<Int32>!) -> ga_status {
     reading(handle, out) { tensor in tensor.requiresGrad ? 1 : 0 }
+}
+
+@_cdecl("ga_tensor_set_read_only") @implementation
+public func ga_tensor_set_read_only(_ handle: OpaquePointer!) -> ga_status {
+    guarded { () throws(GAError) in try tensor(handle, "tensor").setReadOnly() }
+}
+
+@_cdecl("ga_tensor_read_only") @implementation
+public func ga_tensor_read_only(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<Int32>!) -> ga_status {
+    reading(handle, out) { tensor in tensor.isReadOnly ? 1 : 0 }
 }
 
 @_cdecl("ga_tensor_set_name") @implementation

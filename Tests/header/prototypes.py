@@ -93,6 +93,8 @@ def parse(path: Path = HEADER) -> Header:
             elif not re.fullmatch(r"typedef (struct \w+|int32_t) \w+", declaration):
                 raise ValueError(f"cannot read the typedef {declaration!r}")
             continue
+        if re.fullmatch(r"struct \w+", declaration):  # of another header, for pointers to it
+            continue
         prototype = re.fullmatch(r"(.+?)(ga_\w+)\((.*)\)", declaration, re.DOTALL)
         if not prototype:
             raise ValueError(f"cannot read the declaration {declaration!r}")

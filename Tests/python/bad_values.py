@@ -770,6 +770,20 @@ for dtype in (0, 6, -1):
     case(f"ga_accumulate_gradients: dtype {dtype}", INVALID_ARGUMENT, "dtype")(
         changed("ga_accumulate_gradients", 3, dtype)
     )
+for index in (2, -1, I64_MIN, I64_MAX):
+    case(f"ga_accumulate_gradient: index {index}", INDEX, "index")(changed("ga_accumulate_gradient", 1, index))
+for dtype in (_ffi.INT32, _ffi.INT64):
+    case(f"ga_accumulate_gradient: dtype {dtype}", DTYPE, "dtype")(changed("ga_accumulate_gradient", 3, dtype))
+case("ga_accumulate_gradient: dtype 9", INVALID_ARGUMENT, "dtype")(changed("ga_accumulate_gradient", 3, 9))
+for scale in (NAN, INF, 1e39):
+    case(f"ga_accumulate_gradient: scale {scale}", INVALID_ARGUMENT, "scale")(
+        changed("ga_accumulate_gradient", 4, scale)
+    )
+case("ga_tensor_set_read_only: a parameter", STATE, "parameter")(
+    changed("ga_tensor_set_read_only", 0, lambda w: w.weight)
+)
+for value in (-1, 2):
+    case(f"ga_tensor_to_dlpack: copy {value}", INVALID_ARGUMENT, "copy")(changed("ga_tensor_to_dlpack", 2, value))
 for value in (NAN, INF):
     case(f"ga_accumulate_gradients: loss {value}", NON_FINITE, "loss")(
         changed("ga_accumulate_gradients", 4, value)

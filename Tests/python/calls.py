@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from gradaccum import _ffi
 
+from dlpack import Produced
 from support import raw
 
 F32, I64, CPU = _ffi.FLOAT32, _ffi.INT64, _ffi.DEVICE_CPU
@@ -101,6 +102,8 @@ class World:
         self.gain, self.shift = tensor(np.ones(4)), tensor(np.zeros(4))
         self.buffer = (ctypes.c_float * 8)(*range(8))
         self.gradients = [np.ones((3, 4), np.float32), np.ones(3, np.float32)]
+        self.produced = Produced(np.ones((2, 3), np.float32))
+        self.produced_unversioned = Produced(np.ones((2, 3), np.float32), versioned=False)
 
     def loss(self) -> int:
         logits = made(raw.ga_linear, self.x, self.weight, self.bias)
@@ -222,8 +225,14 @@ VALID: dict[str, Arguments] = {
     "ga_tensor_fill_uniform": lambda w: [w.y, 0.0, 1.0, 7],
     "ga_tensor_set_requires_grad": lambda w: [w.y, 1],
     "ga_tensor_requires_grad": lambda w: [w.y, patterned(c_int32)],
+    "ga_tensor_set_read_only": lambda w: [tensor(np.ones(2))],
+    "ga_tensor_read_only": lambda w: [w.y, patterned(c_int32)],
     "ga_tensor_set_name": lambda w: [w.y, b"y"],
     "ga_tensor_detach": lambda w: [out(), w.weight],
+    "ga_tensor_from_dlpack": lambda w: [out(), w.produced.address],
+    "ga_tensor_from_dlpack_unversioned": lambda w: [out(), w.produced_unversioned.address],
+    "ga_tensor_to_dlpack": lambda w: [out(), w.x, 0],
+    "ga_tensor_to_dlpack_unversioned": lambda w: [out(), w.x, 1],
     "ga_scope_open": lambda w: [out()],
     "ga_scope_close": _close,
     "ga_add": lambda w: [out(), w.x, w.y],
@@ -319,6 +328,13 @@ VALID: dict[str, Arguments] = {
     ],
     "ga_accumulate": lambda w: [w.accumulator, w.loss(), 2.0],
     "ga_accumulate_gradients": lambda w: [w.accumulator, w.gradient_pointers(), 2, F32, 1.0, 2.0],
+    "ga_accumulate_gradient": lambda w: [
+        w.open_micro_batch(filled=False),
+        0,
+        w.gradients[0].ctypes.data,
+        F32,
+        1.0,
+    ],
     "ga_micro_batch_begin": lambda w: [w.emptied()],
     "ga_micro_batch_commit": lambda w: [w.open_micro_batch(filled=True)],
     "ga_micro_batch_abort": lambda w: [w.open_micro_batch(filled=False)],

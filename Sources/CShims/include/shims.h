@@ -30,6 +30,12 @@ void shims_set_thread_slot(int32_t slot, void *_Nullable value);
 int32_t shims_available_cpus(void);
 void shims_pause(void);
 
+/* ------ Python ----------------------------------------------------------------------------------------- */
+
+/* See ga_python_release and ga_python_capsule_destroy. */
+void shims_release_python_object(void *_Nullable data, void *_Nullable object);
+void shims_destroy_python_capsule(void *_Nullable capsule);
+
 /* ------ compute mode ------------------------------------------------------------------------------------ */
 
 /*

@@ -72,6 +72,48 @@ extension Accumulator {
         }
     }
 
+    /// Adds the gradient of one parameter, times `scale`, to the open micro-batch, for a loop whose gradients appear one
+    /// after another.
+    ///
+    /// ``accumulate(gradients:_:loss:weight:)`` without gradients gives the loss and the weight, which a commit needs.
+    /// `scale` is the weight where the gradient is a mean. Errors: `state` if no micro-batch is open, `index`, `dtype`,
+    /// `invalidArgument` for a scale that is not finite; `outOfMemory`, and nothing was added.
+    public func accumulate(
+        gradient: UnsafeRawPointer, ofParameter index: Int, _ dtype: DType = .float32, scale: Double = 1
+    ) throws(GAError) {
+        let operation: StaticString = "accumulate_gradient"
+        let open = try openMicroBatch(operation)
+        guard !open.isBroken else { throw brokenMicroBatch(open, operation) }
+        guard optimizer.parameters.indices.contains(index) else {
+            throw GAError(
+                .index, "\(operation): index is \(index), outside of 0 ... \(optimizer.parameters.count - 1)")
+        }
+        guard dtype.isFloatingPoint else {
+            throw GAError(.dtype, "\(operation): dtype is \(dtype), and a floating type is needed")
+        }
+        let factor = Float(scale)
+        guard factor.isFinite else {
+            throw GAError(.invalidArgument, "\(operation): scale is \(scale): it must be finite in float32")
+        }
+        let parameter = optimizer.parameters[index]
+        try prepare(parameter, LeafUses(count: 1))
+        _ = try place(of: parameter, use: 0)
+        window.microBatch?.hasGradients = true
+        let buffer = destination[index].dense[0]
+        let pieces = Pieces([parameter.elementCount])
+        try Runtime.parallel(tiles: pieces.count) { tile in
+            let (_, start, count) = pieces[tile]
+            Runtime.kernels.add_scaled(
+                buffer.tensor.floats + start, gradient + start * dtype.byteCount, dtype.format, factor, Int64(count),
+                buffer.isEmpty ? 0 : 1)
+        }
+        buffer.isEmpty = false
+    }
+
+    func brokenMicroBatch(_ open: MicroBatch, _ operation: StaticString) -> GAError {
+        GAError(.state, "\(operation): micro-batch \(open.number) has failed half-way: abort it and begin another")
+    }
+
     /// Adds to the open micro-batch, or makes one of its own: `prepare` changes no sum, and what `run` adds is multiplied by
     /// the number that it is given.
     private func add<Preparation>(
@@ -167,10 +209,7 @@ extension Accumulator {
                         : ", or create the accumulator in isolated mode"))
         }
         if let open = window.microBatch {
-            guard !open.isBroken else {
-                throw GAError(
-                    .state, "\(operation): micro-batch \(open.number) has failed half-way: abort it and begin another")
-            }
+            guard !open.isBroken else { throw brokenMicroBatch(open, operation) }
             guard open.additions == 0 || open.isWeightToCome == (weight == nil) else {
                 throw GAError(
                     .state,

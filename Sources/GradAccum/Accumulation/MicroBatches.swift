@@ -18,6 +18,12 @@ extension Accumulator {
     public func commitMicroBatch() throws(GAError) {
         let operation: StaticString = "micro_batch_commit"
         let open = try openMicroBatch(operation)
+        guard open.additions > 0 || !open.hasGradients else {
+            throw GAError(
+                .state,
+                "\(operation): the loss and the weight of micro-batch \(open.number) are missing: give them with "
+                    + "accumulate_gradients")
+        }
         guard open.additions > 0 else {
             throw GAError(
                 .state,
@@ -43,7 +49,7 @@ extension Accumulator {
     public func abortMicroBatch() throws(GAError) {
         let operation: StaticString = "micro_batch_abort"
         let open = try openMicroBatch(operation)
-        guard options.isIsolated || open.additions == 0 else {
+        guard options.isIsolated || (open.additions == 0 && !open.hasGradients) else {
             throw GAError(
                 .state,
                 "\(operation): micro-batch \(open.number) was added in place and cannot be taken back: commit it or drop the "
@@ -54,7 +60,7 @@ extension Accumulator {
         window.aborted += 1
     }
 
-    private func openMicroBatch(_ operation: StaticString) throws(GAError) -> MicroBatch {
+    func openMicroBatch(_ operation: StaticString) throws(GAError) -> MicroBatch {
         try requireIntact(operation)
         guard let open = window.microBatch else {
             throw GAError(.state, "\(operation): no micro-batch is open: call micro_batch_begin first")

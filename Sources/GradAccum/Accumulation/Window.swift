@@ -43,6 +43,8 @@ struct MicroBatch {
     let start: UInt64
     /// Losses, or sets of gradients, that it is made of.
     var additions = 0
+    /// Gradients of single parameters, whose loss and weight are to come with an addition.
+    var hasGradients = false
     var weight = 0.0
     /// Its weight is given later.
     var isWeightToCome = false

@@ -54,6 +54,7 @@ public final class Optimizer {
         }
         for (index, parameter) in parameters.enumerated() {
             try parameter.requireLeafable("optimizer: parameters[\(index)]")
+            try parameter.requireWritable("optimizer: parameters[\(index)]")
             guard parameter.storage.owner == nil else {
                 throw GAError(
                     .state, "optimizer: parameters[\(index)] belongs to another optimizer: free that one first")

@@ -38,6 +38,7 @@ struct Philox {
 
 extension Tensor {
     public func fill(_ value: Double) throws(GAError) {
+        try requireWritable("fill: tensor")
         let one = try Tensor(uninitialized: [], dtype, for: "fill")
         switch dtype {
         case .float32: one.floats[0] = Float(value)
@@ -89,6 +90,7 @@ extension Tensor {
         _ operation: StaticString, seed: UInt64, _ pair: (Double, Double) -> (Float, Float)
     ) throws(GAError) {
         try require(.float32, operation, "tensor")
+        try requireWritable("\(operation): tensor")
         let packed = isContiguous ? self : try Tensor(uninitialized: layout)
         let generator = Philox(seed: seed)
         let count = elementCount

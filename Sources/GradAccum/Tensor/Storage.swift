@@ -10,9 +10,11 @@ final class Storage {
     private(set) var lastWrite: UInt64 = 0
     /// Whether the caller has the address, and so can write here without a note.
     private(set) var isExposed = false
+    /// Whether the library must not write here.
+    private(set) var isReadOnly = false
     /// Whose parameters lie here.
     weak var owner: Optimizer?
-    private let source: Source
+    private var source: Source
 
     /// Uninitialised memory from the arena.
     init(byteCount: Int) throws(GAError) {
@@ -39,6 +41,13 @@ final class Storage {
 
     /// To be called before a caller gets the address.
     func expose() { isExposed = true }
+
+    func makeReadOnly() { isReadOnly = true }
+
+    /// Leaves memory of the caller to the caller: it is not released from here.
+    func giveBack() {
+        if case .caller = source { source = .caller(release: nil) }
+    }
 
     deinit {
         switch source {

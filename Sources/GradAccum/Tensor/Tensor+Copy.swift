@@ -2,9 +2,12 @@ import CShims
 
 /// Copies between tensors, and in and out of them.
 extension Tensor {
-    /// Copies contiguous elements in. Errors: `shape` if `byteCount` is not the whole tensor's.
+    /// Copies contiguous elements in.
+    ///
+    /// Errors: `shape` if `byteCount` is not the whole tensor's; `invalidArgument` if the tensor is read-only.
     public func copyIn(_ source: UnsafeRawPointer, byteCount: Int) throws(GAError) {
         try requireWhole(byteCount, "copy_in")
+        try requireWritable("copy_in: tensor")
         storage.noteWrite()
         let packed = layout.packed.strides
         try StridedCopy(shape, from: packed, to: strides, elementBytes: dtype.byteCount).run(from: source, to: address)
@@ -52,7 +55,11 @@ extension Tensor {
 
     /// This tensor if it is contiguous, else a contiguous copy: data only, no gradient.
     func packedData() throws(GAError) -> Tensor {
-        if isContiguous { return self }
+        isContiguous ? self : try packedCopy()
+    }
+
+    /// A contiguous copy: data only, no gradient.
+    func packedCopy() throws(GAError) -> Tensor {
         let copy = try Tensor(uninitialized: layout, dtype)
         try StridedCopy(shape, from: strides, to: copy.strides, elementBytes: dtype.byteCount)
             .run(from: address, to: copy.address)

@@ -147,6 +147,29 @@ public final class Tensor {
         return address
     }
 
+    /// Whether the library refuses to write to these elements.
+    public var isReadOnly: Bool { storage.isReadOnly }
+
+    /// Makes the library refuse every later write to this tensor and to all on the same memory, for good.
+    ///
+    /// Errors: `state` for a parameter of an optimizer.
+    public func setReadOnly() throws(GAError) {
+        guard storage.owner == nil else {
+            throw GAError(.state, "read_only: \(label) is a parameter of an optimizer, which writes to it")
+        }
+        storage.makeReadOnly()
+    }
+
+    /// Errors: `invalidArgument` where the library must not write.
+    func requireWritable(_ argument: @autoclosure () -> String) throws(GAError) {
+        guard !storage.isReadOnly else {
+            throw GAError(.invalidArgument, "\(argument()), \(label), is read-only: copy it to a tensor of its own")
+        }
+    }
+
+    /// Leaves memory that was wrapped to the caller, who has not been told of success.
+    package func giveBack() { storage.giveBack() }
+
     // MARK: Autograd
 
     /// The tensor that owns the gradient: itself, unless it is a view.

@@ -93,6 +93,7 @@ from .tensor import (
     bfloat16,
     float16,
     float32,
+    from_dlpack,
     from_numpy,
     int32,
     int64,

@@ -335,6 +335,17 @@ class Accumulator:
                 _weight(weight),
             )
 
+    def accumulate_gradient(self, index: int, array: np.ndarray, *, scale: float = 1.0) -> None:
+        """Adds the gradient of one parameter to the open micro-batch, for a loop whose gradients appear one after
+        another. accumulate_gradients with None for every array gives the loss and the weight, which a commit needs.
+        scale: what the array is multiplied by, which is the weight where it is a mean."""
+        parameters = self.optimizer.parameters
+        if 0 <= index < len(parameters) and array.shape != parameters[index].shape:
+            raise GAShapeError(f"array has shape {array.shape} and its parameter {parameters[index].shape}")
+        kind = numpy_dtype_of(array)
+        held = np.ascontiguousarray(array)  # lives until the call is over
+        lib.ga_accumulate_gradient(self.handle, index, held.ctypes.data, kind, scale)
+
     def micro_batch(self) -> MicroBatch:
         """Begins a micro-batch: all that is accumulated until its commit belongs to it and counts as one. In a with
         statement it commits itself, or aborts where an exception ends the statement."""

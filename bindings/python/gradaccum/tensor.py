@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +12,14 @@ from typing import Any, Union
 
 import numpy as np
 
-from . import _ffi
+from . import _ffi, _python
 from ._ffi import lib
-from .errors import GADTypeError, GAInvalidArgumentError
+from .errors import GADTypeError, GAInvalidArgumentError, GAUnsupportedError
 
 
 class DType(enum.IntEnum):
-    """Element types. numpy has no bfloat16: such tensors are read and written as the bits, in uint16."""
+    """Element types. numpy has no bfloat16: such tensors are read as the bits, in uint16, and written as those or as
+    the bfloat16 of ml_dtypes."""
 
     FLOAT32 = _ffi.FLOAT32
     BFLOAT16 = _ffi.BFLOAT16
@@ -47,8 +47,20 @@ def numpy_dtype_of(array: np.ndarray) -> DType:
     try:
         return _FROM_NUMPY[array.dtype]
     except KeyError:
+        if _is_bfloat16(array.dtype):
+            return DType.BFLOAT16
         names = ", ".join(str(dtype) for dtype in _FROM_NUMPY)
         raise GADTypeError(f"arrays of {array.dtype} are not supported: convert to one of {names}") from None
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether it is the bfloat16 that ml_dtypes adds to numpy, which JAX uses."""
+    return dtype.name == "bfloat16" and dtype.itemsize == 2
+
+
+def _as_bits(array: np.ndarray) -> np.ndarray:
+    """The same memory, in a type that numpy has."""
+    return array.view(np.uint16) if _is_bfloat16(array.dtype) else array
 
 
 def int64_array(values: Sequence[int]) -> Any:
@@ -60,6 +72,9 @@ class Tensor:
     that it was made in; the memory goes when no view, graph or accumulator needs it any more."""
 
     __slots__ = ("_address", "_finalizer", "_shape", "__weakref__")
+
+    # numpy leaves operators with arrays to this class, through which gradients flow.
+    __array_ufunc__ = None
 
     def __init__(self, address: int) -> None:
         """Takes over a handle that the library made. Users call tensor(), from_numpy() or zeros()."""
@@ -149,10 +164,84 @@ class Tensor:
             return "Tensor(closed)"
         return f"Tensor(shape={self.shape}, dtype={self.dtype.name.lower()})"
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the library refuses to write to the elements. Setting it, to True only, holds for all tensors on
+        the same memory."""
+        value = c_int32()
+        lib.ga_tensor_read_only(self.handle, byref(value))
+        return value.value != 0
+
+    @read_only.setter
+    def read_only(self, value: bool) -> None:
+        if value:
+            lib.ga_tensor_set_read_only(self.handle)
+        elif self.read_only:
+            raise GAInvalidArgumentError("read_only is False, but the tensor is read-only for good: copy it")
+
+    # ------ in other libraries, on the same memory ------
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The same memory as a numpy array, which keeps it alive, also when the tensor is closed. bfloat16 is uint16
+        there, or with that dtype the bfloat16 of ml_dtypes. No gradient flows through it."""
+        bits = _TO_NUMPY[self.dtype]
+        wanted = bits if dtype is None else np.dtype(dtype)
+        address = c_void_p()
+        lib.ga_tensor_data(self.handle, byref(address))
+        interface = {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": bits.str,
+            "data": (address.value, self.read_only),
+            "strides": tuple(stride * bits.itemsize for stride in self.strides),
+        }
+        array: np.ndarray = np.asarray(_python.Share(self._managed(versioned=True, copy=False), interface))
+        if self.dtype == DType.BFLOAT16 and _is_bfloat16(wanted):
+            array = array.view(wanted)
+        if array.dtype == wanted:
+            return array.copy() if copy else array
+        if copy is False:
+            raise ValueError(f"the elements are {array.dtype}, so {wanted} needs a copy: leave copy out")
+        return array.astype(wanted)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A capsule for the from_dlpack of another library, on the same memory unless copy is True. No gradient flows
+        through it."""
+        if stream is not None:
+            raise BufferError(f"stream is {stream!r}, and memory of the CPU has none")
+        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
+            raise BufferError(
+                f"dl_device is {dl_device}, and tensors are on {self.__dlpack_device__()}, the CPU"
+            )
+        versioned = max_version is not None and max_version[0] >= 1
+        name = _python.VERSIONED if versioned else _python.UNVERSIONED
+        try:
+            return _python.capsule(self._managed(versioned=versioned, copy=bool(copy)), name)
+        except GAUnsupportedError as error:
+            raise BufferError(str(error)) from error
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def _managed(self, *, versioned: bool, copy: bool) -> int:
+        """The address of a new struct of DLPack on this memory, or on a copy."""
+        out = c_void_p()
+        function = lib.ga_tensor_to_dlpack if versioned else lib.ga_tensor_to_dlpack_unversioned
+        function(byref(out), self.handle, int(copy))
+        assert out.value is not None
+        return out.value
+
     # ------ elements ------
 
     def numpy(self) -> np.ndarray:
-        """A copy of the elements."""
+        """A copy of the elements; np.asarray of a tensor shares its memory."""
         array: np.ndarray = np.empty(self.shape, _TO_NUMPY[self.dtype])
         lib.ga_tensor_copy_out(self.handle, array.ctypes.data, array.nbytes)
         return array
@@ -165,7 +254,8 @@ class Tensor:
 
     def copy_(self, array: Any) -> Tensor:
         """Copies the elements of an array of the same shape in."""
-        source = np.ascontiguousarray(array, _TO_NUMPY[self.dtype]).reshape(np.shape(array))
+        given = _as_bits(np.asarray(array)) if self.dtype == DType.BFLOAT16 else array
+        source = np.ascontiguousarray(given, _TO_NUMPY[self.dtype]).reshape(np.shape(given))
         if source.shape != self.shape:
             raise GAInvalidArgumentError(f"array has shape {source.shape} and the tensor {self.shape}")
         lib.ga_tensor_copy_in(self.handle, source.ctypes.data, source.nbytes)
@@ -236,7 +326,9 @@ def _binary(function: Callable[..., int], a: Operand, b: Operand) -> Tensor:
 def tensor(data: Any, *, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor with a copy of the elements. Without dtype, float64 becomes float32."""
     array = np.asarray(data)
-    if dtype is not None:
+    if _is_bfloat16(array.dtype) and dtype in (None, DType.BFLOAT16):
+        array, dtype = _as_bits(array), DType.BFLOAT16
+    elif dtype is not None:
         array = array.astype(_TO_NUMPY[dtype], copy=False)
     elif array.dtype == np.float64:
         array = array.astype(np.float32)
@@ -256,33 +348,20 @@ def zeros(shape: Sequence[int], *, dtype: DType = float32, requires_grad: bool =
     return made
 
 
-# Arrays whose memory is in use by the library, by the token given to it as `user`.
-_wrapped: dict[int, np.ndarray] = {}
-_tokens = itertools.count(1)
-
-
-def _release(data: int | None, token: int | None) -> None:
-    _wrapped.pop(token or 0, None)
-
-
-_release_array = _ffi.WrapReleaseFn(_release)  # one for all, which outlives every tensor
-
-
-def from_numpy(array: np.ndarray, *, requires_grad: bool = False) -> Tensor:
+def from_numpy(array: Any, *, requires_grad: bool = False) -> Tensor:
     """A tensor on the array's own memory: what one writes, the other sees. The array is kept alive for as
-    long as the tensor, or anything made from it, needs its memory."""
+    long as the tensor, or anything made from it, needs its memory. Of a read-only array the tensor is read-only.
+
+    array: of numpy, of the bfloat16 of ml_dtypes too, or of what has numpy's array interface.
+    """
+    array = np.asarray(array)
     kind = numpy_dtype_of(array)
-    if not array.flags.writeable:
-        raise GAInvalidArgumentError(
-            "array is read-only, and its memory would be shared: use tensor(), which copies"
-        )
     if any(stride % array.itemsize for stride in array.strides):
         raise GAInvalidArgumentError(
             "array has strides that are no multiple of its element size: use tensor()"
         )
     strides = int64_array([stride // array.itemsize for stride in array.strides])
-    token = next(_tokens)
-    _wrapped[token] = array
+    owner = _python.lend(array)
     try:
         made = make(
             lib.ga_tensor_wrap,
@@ -292,15 +371,70 @@ def from_numpy(array: np.ndarray, *, requires_grad: bool = False) -> Tensor:
             int64_array(array.shape),
             strides,
             array.ctypes.data,
-            _release_array,
-            token,
+            _python.release,
+            owner,
         )
     except BaseException:
-        del _wrapped[token]
+        _python.take_back(array)
         raise
+    if not array.flags.writeable:
+        made.read_only = True
     if requires_grad:
         made.requires_grad = True
     return made
+
+
+def from_dlpack(x: Any, *, read_only: bool | None = None, requires_grad: bool = False) -> Tensor:
+    """A tensor on the memory of an array of another library, by DLPack: what one writes, the other sees.
+
+    x: an object with __dlpack__, such as a tensor of PyTorch or an array of numpy or JAX, or a capsule of it. Its
+    memory is kept alive for as long as the tensor, or anything made from it, needs it, and is never copied.
+    read_only: None for what the producer says, and True where it says nothing, as those of DLPack 0.x do (JAX).
+    """
+    capsule = _capsule_of(x)
+    name = _python.name_of(capsule)
+    if name is None:
+        raise GAInvalidArgumentError(
+            f"x is {type(x).__name__}, and what was to be a capsule of DLPack is none, or was used: each can be taken "
+            "over once"
+        )
+    managed = _python.pointer_of(capsule, name)
+    if name == _python.VERSIONED:
+        if capsule is not x and _python.is_copied(managed):
+            raise GAInvalidArgumentError(
+                f"x is {type(x).__name__}, whose __dlpack__ has made a copy though none was wanted: use tensor()"
+            )
+        made = make(lib.ga_tensor_from_dlpack, managed)
+    else:
+        made = make(lib.ga_tensor_from_dlpack_unversioned, managed)
+        read_only = read_only is not False
+    _python.mark_used(capsule, name)
+    if read_only:
+        made.read_only = True
+    elif read_only is False and made.read_only:
+        made.close()
+        raise GAInvalidArgumentError(
+            "read_only is False, but the producer of x says that x must not be written to"
+        )
+    if requires_grad:
+        made.requires_grad = True
+    return made
+
+
+def _capsule_of(x: Any) -> Any:
+    """The capsule that an object makes of itself, in the newest way that it knows; a capsule as it is."""
+    if not hasattr(x, "__dlpack__"):
+        return x
+    if hasattr(x, "__dlpack_device__"):
+        device = tuple(int(part) for part in x.__dlpack_device__())
+        if device[0] != 1:
+            raise GAUnsupportedError(
+                f"x is on device {device} of DLPack, and this version has the CPU only, (1, 0): move x there first"
+            )
+    try:
+        return x.__dlpack__(max_version=(1, 1), copy=False)
+    except TypeError:  # of a producer from before DLPack 1.0
+        return x.__dlpack__()
 
 
 # ====== Scopes and recording ======

@@ -1,0 +1,50 @@
+import CGradAccum
+import CShims
+import GradAccum
+
+@_cdecl("ga_tensor_from_dlpack") @implementation
+public func ga_tensor_from_dlpack(_ out: UnsafeMutablePointer<OpaquePointer?>!, _ managed: OpaquePointer!) -> ga_status
+{
+    takingOver(out) { () throws(GAError) in
+        try Tensor(dlpack: UnsafeMutableRawPointer(try required(managed, "managed")))
+    }
+}
+
+@_cdecl("ga_tensor_from_dlpack_unversioned") @implementation
+public func ga_tensor_from_dlpack_unversioned(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ managed: OpaquePointer!
+) -> ga_status {
+    takingOver(out) { () throws(GAError) in
+        try Tensor(unversionedDLPack: UnsafeMutableRawPointer(try required(managed, "managed")))
+    }
+}
+
+@_cdecl("ga_tensor_to_dlpack") @implementation
+public func ga_tensor_to_dlpack(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ handle: OpaquePointer!, _ copy: Int32
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let out = try required(out, "out")
+        out.pointee = OpaquePointer(try tensor(handle, "tensor").dlpack(copy: try flag(copy, "copy")))
+    }
+}
+
+@_cdecl("ga_tensor_to_dlpack_unversioned") @implementation
+public func ga_tensor_to_dlpack_unversioned(
+    _ out: UnsafeMutablePointer<OpaquePointer?>!, _ handle: OpaquePointer!, _ copy: Int32
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let out = try required(out, "out")
+        out.pointee = OpaquePointer(try tensor(handle, "tensor").unversionedDLPack(copy: try flag(copy, "copy")))
+    }
+}
+
+@_cdecl("ga_python_release") @implementation
+public func ga_python_release(_ data: UnsafeMutableRawPointer!, _ object: UnsafeMutableRawPointer!) {
+    shims_release_python_object(data, object)
+}
+
+@_cdecl("ga_python_capsule_destroy") @implementation
+public func ga_python_capsule_destroy(_ capsule: UnsafeMutableRawPointer!) {
+    shims_destroy_python_capsule(capsule)
+}

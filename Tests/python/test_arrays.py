@@ -1,0 +1,135 @@
+"""Arrays of numpy on the library's memory, and tensors on numpy's: the array interface, read-only arrays, and the
+bfloat16 of ml_dtypes."""
+
+from __future__ import annotations
+
+import gc
+
+import gradaccum as ga
+import numpy as np
+import pytest
+
+
+def live_bytes() -> int:
+    return ga.memory_usage().live_bytes
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (4,), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", [ga.float32, ga.float16, ga.bfloat16, ga.int32, ga.int64])
+def test_array_of_a_tensor_is_its_memory(dtype, shape):
+    x = ga.zeros(shape, dtype=dtype)
+    before = live_bytes()
+    a = np.asarray(x)
+    assert live_bytes() == before and a.shape == shape and a.flags.writeable
+    a[...] = 3
+    assert (x.numpy() == 3).all() and np.asarray(x, copy=False).ctypes.data == a.ctypes.data
+    copy = np.array(x)
+    assert copy.ctypes.data != a.ctypes.data or a.size == 0
+
+
+def test_array_of_a_view_has_its_strides():
+    x = ga.tensor(np.arange(24, dtype=np.float32).reshape(4, 6))
+    a = np.asarray(ga.transpose(ga.slice(x, 1, 2, 5), 0, 1))
+    assert a.strides == (4, 24) and (a == np.asarray(x)[:, 2:5].T).all()
+
+
+def test_array_keeps_the_memory_of_a_tensor_that_is_closed():
+    before = live_bytes()
+    with ga.Scope():
+        a = np.asarray(ga.zeros((100, 100)))
+    a += 1
+    assert a.sum() == 10000 and live_bytes() > before
+    view = a[3:]
+    del a
+    assert live_bytes() > before and view.sum() == 9700
+    del view
+    assert live_bytes() == before
+
+
+def test_array_of_another_type_is_a_copy_or_refused():
+    x = ga.tensor([1.5, 2.5])
+    assert np.asarray(x, np.float64).tolist() == [1.5, 2.5]
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(x, np.float64, copy=False)
+
+
+def test_operators_with_arrays_keep_the_gradient():
+    """numpy would compute them itself, out of sight of autograd."""
+    x = ga.tensor([1.0, 2.0], requires_grad=True)
+    for y in (np.float32(2) * x, np.array([2.0, 2.0], np.float32) * x, x * np.float32(2)):
+        assert isinstance(y, ga.tensor(0.0).__class__) and y.requires_grad
+        assert y.numpy().tolist() == [2.0, 4.0]
+    with pytest.raises(TypeError):
+        np.exp(x)
+
+
+def test_read_only_array_makes_a_read_only_tensor_on_its_memory():
+    a = np.arange(3, dtype=np.float32)
+    a.flags.writeable = False
+    before = live_bytes()
+    x = ga.from_numpy(a)
+    assert x.read_only and live_bytes() == before and np.asarray(x).ctypes.data == a.ctypes.data
+    with pytest.raises(ValueError, match="read-only"):
+        x.fill_(1)
+    assert not np.asarray(x).flags.writeable
+
+
+def test_file_in_memory_is_read_where_it_is(tmp_path):
+    path = tmp_path / "tokens"
+    np.arange(1000, dtype=np.int32).tofile(path)
+    tokens = np.memmap(path, np.int32, mode="r")
+    table = ga.tensor(np.arange(1000, dtype=np.float32)[:, None])
+    before = live_bytes()
+    x = ga.from_numpy(tokens[100:103])
+    assert live_bytes() == before and x.read_only
+    assert ga.embedding(table, x).numpy().ravel().tolist() == [100, 101, 102]
+    del tokens, x
+    gc.collect()
+
+
+def test_object_with_an_array_interface_is_shared():
+    class Owner:
+        def __init__(self) -> None:
+            self.array = np.zeros(4, np.float32)
+            self.__array_interface__ = self.array.__array_interface__
+
+    owner = Owner()
+    ga.from_numpy(owner).fill_(3)
+    assert (owner.array == 3).all()
+
+
+# ====== bfloat16 of ml_dtypes ======
+
+
+@pytest.fixture
+def bfloat16():
+    return np.dtype(pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed").bfloat16)
+
+
+def test_bfloat16_arrays_are_shared_both_ways(bfloat16):
+    a = np.arange(6, dtype=np.float32).astype(bfloat16).reshape(2, 3)
+    before = live_bytes()
+    x = ga.from_numpy(a)
+    assert x.dtype == ga.bfloat16 and live_bytes() == before
+    x.fill_(2.5)
+    assert (a.astype(np.float32) == 2.5).all()
+    back = np.asarray(x, bfloat16)
+    assert back.dtype == bfloat16 and back.ctypes.data == a.ctypes.data
+    assert np.asarray(x).dtype == np.uint16
+    part = ga.from_numpy(a[:, ::2])
+    assert part.strides == (3, 2) and (ga.cast(part, ga.float32).numpy() == 2.5).all()
+
+
+def test_bfloat16_arrays_are_copied_in(bfloat16):
+    a = np.array([1.5, -2.0], np.float32).astype(bfloat16)
+    for x in (ga.tensor(a), ga.tensor(a, dtype=ga.bfloat16), ga.zeros((2,), dtype=ga.bfloat16).copy_(a)):
+        assert x.dtype == ga.bfloat16 and ga.cast(x, ga.float32).numpy().tolist() == [1.5, -2.0]
+    assert ga.tensor(a, dtype=ga.float32).numpy().tolist() == [1.5, -2.0]
+
+
+def test_bfloat16_gradients_are_accumulated(bfloat16):
+    p = ga.zeros((2,))
+    accumulator = ga.Accumulator(ga.SGD([p], lr=1.0))
+    accumulator.accumulate_gradients([np.array([1.5, -2.0], np.float32).astype(bfloat16)], 0.0, 1)
+    accumulator.step()
+    assert p.numpy().tolist() == [-1.5, 2.0]
