@@ -1,0 +1,136 @@
+"""Training loops of JAX through gradaccum.jax: pytrees in and out, and arrays that never change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradaccum as ga
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax", reason="JAX is not installed")
+jnp = jax.numpy
+
+import gradaccum.jax as gaj  # noqa: E402
+
+LR, CUTS = 1e-2, (5, 1, 2)
+
+
+def parameters() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        "hidden": {"weight": jnp.asarray(rng.standard_normal((6, 8)) / 3, jnp.float32), "bias": jnp.zeros(8)},
+        "head": [jnp.asarray(rng.standard_normal((8, 3)) / 3, jnp.float32), jnp.zeros(3)],
+    }
+
+
+def mean_loss(params: dict[str, Any], x: Any, y: Any) -> Any:
+    hidden = jnp.tanh(x @ params["hidden"]["weight"] + params["hidden"]["bias"])
+    logits = hidden @ params["head"][0] + params["head"][1]
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1).mean()
+
+
+loss_and_gradients = jax.value_and_grad(mean_loss)
+
+
+def batch(update: int) -> tuple[Any, Any]:
+    rng = np.random.default_rng(update)
+    samples = sum(CUTS)
+    return jnp.asarray(rng.standard_normal((samples, 6)), jnp.float32), jnp.asarray(
+        rng.integers(0, 3, samples)
+    )
+
+
+def sgd(leaves: list[ga.Tensor]) -> ga.SGD:
+    return ga.SGD(leaves, lr=LR, momentum=0.9)
+
+
+def test_uneven_micro_batches_give_the_update_of_the_whole_batch():
+    split = gaj.Accumulator(parameters(), sgd, accumulation_steps=len(CUTS))
+    expected, momentum = parameters(), jax.tree.map(jnp.zeros_like, parameters())
+    for update in range(10):
+        x, y = batch(update)
+        start = 0
+        for size in CUTS:
+            loss, gradients = loss_and_gradients(
+                split.params, x[start : start + size], y[start : start + size]
+            )
+            split.accumulate(gradients, weight=size, loss=loss)
+            start += size
+            assert split.sync_gradients == (start == len(y))
+        loss, gradients = loss_and_gradients(expected, x, y)
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, gradients)
+        expected = jax.tree.map(lambda p, m: p - LR * m, expected, momentum)
+        assert split.last_report.loss == pytest.approx(float(loss), rel=1e-5)
+    assert jax.tree.structure(split.params) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(split.params), jax.tree.leaves(expected)):
+        assert np.allclose(ours, theirs, atol=1e-5)
+
+
+def test_arrays_of_before_an_update_stay_as_they_were():
+    given = parameters()
+    copies = jax.tree.map(lambda leaf: np.array(leaf), given)
+    accumulator = gaj.Accumulator(given, sgd)
+    held = []
+    for update in range(3):
+        before = accumulator.params
+        assert accumulator.params is before, "made once for each update"
+        held.append((before, jax.tree.map(lambda leaf: np.array(leaf), before)))
+        accumulator.accumulate(loss_and_gradients(before, *batch(update))[1], weight=8)
+        assert accumulator.params is not before
+    for arrays, values in [*held, (given, copies)]:
+        assert all((a == b).all() for a, b in zip(jax.tree.leaves(arrays), jax.tree.leaves(values)))
+
+
+def test_gradients_are_read_where_they_are():
+    accumulator = gaj.Accumulator(parameters(), sgd, step_when_due=False)
+    gradients = loss_and_gradients(accumulator.params, *batch(0))[1]
+    for leaf in jax.tree.leaves(gradients):
+        assert gaj.Accumulator._array("a", leaf).ctypes.data == leaf.unsafe_buffer_pointer()
+    accumulator.accumulate(gradients, weight=8)
+    before = ga.memory_usage()
+    for _ in range(5):
+        accumulator.accumulate(gradients, weight=8)
+    after = ga.memory_usage()
+    assert (after.live_bytes, after.allocator_calls) == (before.live_bytes, before.allocator_calls)
+
+
+def test_bfloat16_parameters_are_updated_in_float32():
+    accumulator = gaj.Accumulator(
+        {"w": jnp.ones(3, jnp.bfloat16)}, lambda p: ga.SGD(p, lr=1e-4), loss_reduction="sum"
+    )
+    for _ in range(100):
+        accumulator.accumulate({"w": jnp.ones(3, jnp.bfloat16)}, weight=1)
+    assert accumulator.params["w"].dtype == jnp.bfloat16
+    assert np.allclose(accumulator.optimizer.parameters[0].numpy(), 0.99, atol=1e-5)
+    assert np.allclose(np.asarray(accumulator.params["w"], np.float32), 0.99, atol=4e-3)
+
+
+def test_optimizer_may_have_groups_and_take_leaves_in_its_own_order():
+    def optimizer(leaves: list[ga.Tensor]) -> ga.SGD:
+        return ga.SGD([{"params": leaves[1:], "lr_scale": 0.0}, {"params": leaves[:1]}], lr=1.0)
+
+    accumulator = gaj.Accumulator([jnp.zeros(2), jnp.zeros(3)], optimizer)
+    accumulator.accumulate([jnp.ones(2), jnp.ones(3)], weight=1)
+    assert [leaf.tolist() for leaf in accumulator.params] == [[-1, -1], [0, 0, 0]]
+
+
+def test_mistakes_are_named():
+    accumulator = gaj.Accumulator({"a": jnp.zeros(2), "b": jnp.zeros(3)}, sgd)
+    with pytest.raises(ga.GAShapeError, match="structure"):
+        accumulator.accumulate([jnp.zeros(2)], weight=1)
+    with pytest.raises(ga.GADTypeError, match=r"\['b'\] is int32"):
+        accumulator.accumulate({"a": jnp.zeros(2), "b": jnp.zeros(3, jnp.int32)}, weight=1)
+    with pytest.raises(ga.GAShapeError, match="shape"):
+        accumulator.accumulate({"a": jnp.zeros(3), "b": jnp.zeros(3)}, weight=1)
+    with pytest.raises(ga.GADTypeError, match="int32"):
+        gaj.Accumulator({"a": jnp.zeros(2, jnp.int32)}, sgd)
+
+
+def test_jax_arrays_are_read_only_tensors():
+    x = jnp.arange(5.0)
+    for shared in (ga.from_dlpack(x), ga.from_numpy(x)):
+        assert shared.read_only and np.asarray(shared).ctypes.data == x.unsafe_buffer_pointer()
+        with pytest.raises(ValueError, match="read-only"):
+            shared.fill_(1)
+    assert (jax.dlpack.from_dlpack(ga.tensor([1.0, 2.0])) == jnp.array([1.0, 2.0])).all()
