@@ -1,8 +1,9 @@
 /*
- * Prints the seconds of a plain in-place update of float32 streams: streams ELEMENTS THREADS REPEATS [STREAMS]
+ * Prints the seconds of plain loops over float32 streams: streams ELEMENTS THREADS REPEATS [PASS ...]
  *
- * Four unless STREAMS says otherwise, 2 to 6: the memory traffic of the end of a window with AdamW, where weights,
- * gradients and two moments are each read and written once. One number per repeat, after one that touches the pages.
+ * A pass is READS+UPDATES: so many streams are read, and so many updated in place. Without any it is 0+4: the memory
+ * traffic of the end of a window with AdamW, where weights, gradients and two moments are each read and written once.
+ * One number per repeat of all passes, after one that touches the pages.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -11,13 +12,20 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#define MOST 6
+#define MOST_READS 2
+#define MOST_UPDATES 4
+#define MOST_PASSES 8
+#define VECTOR 16
 
-static float *streams[MOST];
-static int count_of_streams = 4;
+typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
+
+static float *streams[MOST_READS + MOST_UPDATES];
+static struct { int reads, updates; } passes[MOST_PASSES] = {{0, 4}};
+static int count_of_passes = 1;
 static size_t elements;
 static int threads;
 static pthread_barrier_t gate;
+static volatile float sink;
 
 static double now(void) {
     struct timespec t;
@@ -25,49 +33,49 @@ static double now(void) {
     return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
-#define UPDATE(x) x[i] = x[i] * 0.999f + 0.001f
-
-static void update2(float *restrict a, float *restrict b, size_t count) {
-    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); }
+static inline __attribute__((always_inline)) void loop(int reads, int updates, size_t first, size_t count) {
+    vector sum = {0};
+    float *s[MOST_READS + MOST_UPDATES];
+    for (int k = 0; k < MOST_READS + MOST_UPDATES; k++) s[k] = streams[k] + first;
+    for (size_t i = 0; i + VECTOR <= count; i += VECTOR) {
+#pragma GCC unroll 8
+        for (int k = 0; k < reads; k++) sum += *(const vector *)(s[k] + i);
+#pragma GCC unroll 8
+        for (int k = 0; k < updates; k++) {
+            vector *x = (vector *)(s[MOST_READS + k] + i);
+            *x = *x * 0.999f + 0.001f;
+        }
+    }
+    sink = sum[0];
 }
 
-static void update3(float *restrict a, float *restrict b, float *restrict c, size_t count) {
-    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); UPDATE(c); }
-}
+/* The counts are constant in each loop, so that it is as plain as it can be. */
+#define UPDATES(reads)                                      \
+    switch (updates) {                                      \
+    case 0: loop(reads, 0, first, count); break;            \
+    case 1: loop(reads, 1, first, count); break;            \
+    case 2: loop(reads, 2, first, count); break;            \
+    case 3: loop(reads, 3, first, count); break;            \
+    default: loop(reads, 4, first, count);                  \
+    }
 
-static void update4(float *restrict a, float *restrict b, float *restrict c, float *restrict d, size_t count) {
-    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); UPDATE(c); UPDATE(d); }
-}
-
-static void update5(float *restrict a, float *restrict b, float *restrict c, float *restrict d, float *restrict e,
-                    size_t count) {
-    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); UPDATE(c); UPDATE(d); UPDATE(e); }
-}
-
-static void update6(float *restrict a, float *restrict b, float *restrict c, float *restrict d, float *restrict e,
-                    float *restrict f, size_t count) {
-    for (size_t i = 0; i < count; i++) { UPDATE(a); UPDATE(b); UPDATE(c); UPDATE(d); UPDATE(e); UPDATE(f); }
-}
-
-static void update(size_t first, size_t count) {
-    float *s[MOST] = {0};
-    for (int i = 0; i < count_of_streams; i++) s[i] = streams[i] + first;
-    switch (count_of_streams) {
-    case 2: update2(s[0], s[1], count); break;
-    case 3: update3(s[0], s[1], s[2], count); break;
-    case 4: update4(s[0], s[1], s[2], s[3], count); break;
-    case 5: update5(s[0], s[1], s[2], s[3], s[4], count); break;
-    default: update6(s[0], s[1], s[2], s[3], s[4], s[5], count);
+static void run_loop(int reads, int updates, size_t first, size_t count) {
+    switch (reads) {
+    case 0: UPDATES(0); break;
+    case 1: UPDATES(1); break;
+    default: UPDATES(2);
     }
 }
 
 static void pass(size_t index) {
-    size_t share = (elements / (size_t)threads) & ~(size_t)15;
+    size_t share = (elements / (size_t)threads) & ~(size_t)(VECTOR - 1);
     size_t first = index * share;
     size_t count = index + 1 == (size_t)threads ? elements - first : share;
-    pthread_barrier_wait(&gate);
-    update(first, count);
-    pthread_barrier_wait(&gate);
+    for (int p = 0; p < count_of_passes; p++) {
+        pthread_barrier_wait(&gate);
+        run_loop(passes[p].reads, passes[p].updates, first, count);
+        pthread_barrier_wait(&gate);
+    }
 }
 
 static int repeats;
@@ -79,17 +87,23 @@ static void *run(void *argument) {
 
 int main(int argc, char **argv) {
     pthread_t *others;
-    if (argc != 4 && argc != 5) return 2;
+    if (argc < 4 || argc > 4 + MOST_PASSES) return 2;
     elements = strtoull(argv[1], NULL, 10);
     threads = atoi(argv[2]);
     repeats = atoi(argv[3]);
-    if (argc == 5) count_of_streams = atoi(argv[4]);
-    if (elements < 1 || threads < 1 || repeats < 1 || count_of_streams < 2 || count_of_streams > MOST) return 2;
-    for (int i = 0; i < count_of_streams; i++) {
+    if (elements < 1 || threads < 1 || repeats < 1) return 2;
+    if (argc > 4) count_of_passes = argc - 4;
+    for (int p = 0; p < argc - 4; p++)
+        if (sscanf(argv[4 + p], "%d+%d", &passes[p].reads, &passes[p].updates) != 2 || passes[p].reads < 0 ||
+            passes[p].reads > MOST_READS || passes[p].updates < 0 || passes[p].updates > MOST_UPDATES)
+            return 2;
+    for (int i = 0; i < MOST_READS + MOST_UPDATES; i++) {
         size_t bytes = elements * sizeof(float);
         streams[i] = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (streams[i] == MAP_FAILED) return 1;
         madvise(streams[i], bytes, MADV_HUGEPAGE);
+        /* Pages that are only read would all be the one page of zeros. */
+        for (size_t k = 0; k < elements; k++) streams[i][k] = 1;
     }
     pthread_barrier_init(&gate, NULL, (unsigned)threads);
     others = calloc((size_t)threads, sizeof *others);

@@ -56,8 +56,10 @@ extension Adafactor: UpdateRule {
         try requireDecoupledDecay(weightDecay)
     }
 
+    public func apply(_ update: Update) throws(GAError) { try update.forEachPart(applyPart) }
+
     /// In four passes: squares by rows and columns, the size of the parameter, that of the update, and the step.
-    public func apply(_ update: Update) throws(GAError) {
+    private func applyPart(_ update: Update) throws(GAError) {
         let kernels = Runtime.kernels
         let work = AdafactorWork(update)
         try work.forEachBlock { block in

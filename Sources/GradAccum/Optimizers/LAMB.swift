@@ -35,9 +35,11 @@ extension LAMB: UpdateRule {
         try requireAdam(beta1, beta2, eps: eps, weightDecay: weightDecay, isDecoupled: false)
     }
 
+    public func apply(_ update: Update) throws(GAError) { try update.forEachPart(applyPart) }
+
     /// In two passes: the moments with the lengths of parameter and direction, and the step, which makes the direction
     /// from the moments again rather than have it stored and read.
-    public func apply(_ update: Update) throws(GAError) {
+    private func applyPart(_ update: Update) throws(GAError) {
         let moments = AdamMoments(beta1, beta2, update)
         let options = shims_lamb(
             gradient_scale: update.gradientScale, beta2: Float(moments.beta2), eps: Float(eps),

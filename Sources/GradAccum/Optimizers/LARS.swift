@@ -34,8 +34,10 @@ extension LARS: UpdateRule {
         try require(trustCoefficient, "trust_coefficient", in: 0...Double.infinity)
     }
 
+    public func apply(_ update: Update) throws(GAError) { try update.forEachPart(applyPart) }
+
     /// In two passes: the lengths of parameter and gradient, and the update.
-    public func apply(_ update: Update) throws(GAError) {
+    private func applyPart(_ update: Update) throws(GAError) {
         let squares = try update.sums { index, range in
             let (parameter, start) = (update.parameters[index], range.lowerBound)
             return [

@@ -32,10 +32,31 @@ public struct Update {
     public let workspace: UnsafeMutableBufferPointer<Float>
 
     /// The same update of some of the parameters.
-    public func of(_ isIncluded: (Parameter) -> Bool) -> Update {
+    public func of(_ isIncluded: (Parameter) -> Bool) -> Update { of(parameters.filter(isIncluded)[...]) }
+
+    private func of(_ some: ArraySlice<Parameter>) -> Update {
         Update(
             number: number, momentSteps: momentSteps, momentTime: momentTime, gradientScale: gradientScale,
-            parameters: parameters.filter(isIncluded), workspace: workspace)
+            parameters: Array(some), workspace: workspace)
+    }
+
+    /// Elements of parameters that a rule with several passes goes through together: so few that a pass finds in the cache
+    /// what the one before has read, and enough to share out.
+    private static let cacheableCount = 1 << 19
+
+    /// Runs `body` for one after the other of the parts that a rule with several passes best takes: whole parameters, some
+    /// small ones together.
+    public func forEachPart(_ body: (Update) throws(GAError) -> Void) throws(GAError) {
+        var first = 0
+        while first < parameters.count {
+            var (end, count) = (first + 1, parameters[first].count)
+            while end < parameters.count && count + parameters[end].count <= Update.cacheableCount {
+                count += parameters[end].count
+                end += 1
+            }
+            try body(of(parameters[first..<end]))
+            first = end
+        }
     }
 
     /// Runs `body` for pieces of the parameters, on all threads: (place in ``parameters``, elements of it).
