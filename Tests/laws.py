@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LAWS = ("split invariance", "true weights", "a skip leaves no trace", "flat memory", "one clock")
+LAWS = ("split invariance", "true weights", "scaling is transparent", "a skip leaves no trace", "flat memory", "one clock")
 SWIFT_TESTS = "LawTests|SplitInvarianceTests"
 
 

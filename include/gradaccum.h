@@ -906,6 +906,99 @@ ga_status ga_split_by_size(int64_t *boundaries, int64_t capacity, int64_t *out_c
 ga_status ga_split_by_tokens(int64_t *boundaries, int64_t capacity, int64_t *out_count, const int64_t *lengths,
                              int64_t samples, int64_t token_budget, int32_t padded);
 
+/* ====== Loss scaling ==================================================================================== */
+/*
+ * The number that losses are multiplied by, so that gradients in half precision do not vanish: it goes down when they
+ * overflow, and up again when they have not for a while.
+ *
+ * With ga_accumulator_set_loss_scaler everything happens by itself. Each window keeps the scale that it began with, and
+ * the step divides by it along with the weight, in the same multiplication. One scaler can serve several accumulators, of
+ * which one can skip while another steps. Their windows are counted in rounds, of which each gives one update of the
+ * scale, as torch.amp.GradScaler.update(): a round takes in one window of each accumulator, and is over when each has
+ * ended one, or when one that has begins another. An overflow tells of its scale and those above, its absence of its
+ * scale and those below.
+ *
+ * With gradients of your own, and no accumulator:
+ *
+ *     ga_loss_scaler_scale(scaler, &scale);
+ *     ... the backward pass of scale * loss ...
+ *     ga_loss_scaler_unscale(scaler, gradients, element_counts, count, GA_FLOAT32, scale, 0, &norm);
+ *     if (norm is finite) ... clip and step ...
+ *     ga_loss_scaler_update(scaler);
+ *
+ * Accumulators that share a scaler are used by one thread at a time, as is the scaler.
+ */
+
+typedef struct ga_loss_scaler ga_loss_scaler;
+
+typedef struct ga_loss_scaler_options {
+    uint32_t struct_size;
+    int32_t dynamic;         /* 1; or 0: the scale stays init_scale                                       */
+    double init_scale;       /* scales are in 2^-64 ... 2^64                                              */
+    double growth_factor;    /* above 1                                                                   */
+    double backoff_factor;   /* below 1                                                                   */
+    int64_t growth_interval; /* the scale grows after this many updates in a row without an overflow      */
+    int64_t hysteresis;      /* it goes down with the last of this many overflows, and each that follows,  */
+                             /* counted anew once it has grown                                            */
+    double min_scale;        /* it never goes below this                                                  */
+    double max_scale;        /* nor above this                                                            */
+    int32_t consecutive_hysteresis; /* 1: an update without an overflow begins that count anew as well    */
+    int32_t allow_any_scale; /* 0: scales and factors are powers of two, which change no bit of a gradient */
+} ga_loss_scaler_options;
+#define GA_LOSS_SCALER_OPTIONS_INIT \
+    { sizeof(ga_loss_scaler_options), 1, 65536.0, 2.0, 0.5, 2000, 1, 1.0, 16777216.0, 0, 0 }
+
+/* Creates a loss scaler. options NULL takes the defaults. Errors: INVALID_ARGUMENT for an option outside of its range. */
+ga_status ga_loss_scaler_create(ga_loss_scaler **out, const ga_loss_scaler_options *options);
+
+/* Frees the handle; accumulators that it was set for go on with it. */
+void ga_loss_scaler_free(ga_loss_scaler *scaler);
+
+/* The scale of the next window, or of gradients of your own until ga_loss_scaler_update. */
+ga_status ga_loss_scaler_scale(const ga_loss_scaler *scaler, double *out);
+
+/*
+ * Divides gradients of your own by the scale that they carry, in place, and looks for NaNs and infinities in the same
+ * pass. What was found counts for the next ga_loss_scaler_update.
+ * gradients, element_counts: count contiguous arrays and the number of elements of each; an array may be NULL.
+ * dtype: of all arrays, GA_FLOAT32 or GA_BFLOAT16. scale: what ga_loss_scaler_scale was for them.
+ * optimizer: a number of your choice that tells your optimizers apart.
+ * norm: the 2-norm of all, which is finite exactly if all elements are.
+ * Errors: STATE if this optimizer's were unscaled since the last update; DTYPE, for float16 too, in which unscaled
+ * gradients vanish: use ga_accumulate_scaled_gradients; INVALID_ARGUMENT for a bad scale.
+ */
+ga_status ga_loss_scaler_unscale(ga_loss_scaler *scaler, void *const *gradients, const int64_t *element_counts,
+                                 int64_t count, int32_t dtype, double scale, int64_t optimizer, double *norm);
+
+/*
+ * Ends a round that ga_loss_scaler_unscale had a part in, and updates the scale. Rounds of accumulators alone end by
+ * themselves. Errors: STATE if nothing was unscaled, and no window ended, since the last update.
+ */
+ga_status ga_loss_scaler_update(ga_loss_scaler *scaler);
+
+/* What a round has found so far. */
+#define GA_ROUND_EMPTY 0
+#define GA_ROUND_FINITE 1
+#define GA_ROUND_OVERFLOW 2
+
+typedef struct ga_loss_scaler_state {
+    uint32_t struct_size;
+    int32_t found;              /* in the round that is not over: one of GA_ROUND_...                     */
+    double scale;
+    int64_t growth_tracker;     /* updates without an overflow towards the next growth                    */
+    int64_t hysteresis_tracker; /* overflows that are left before the scale goes down, that one included  */
+} ga_loss_scaler_state;
+#define GA_LOSS_SCALER_STATE_INIT { sizeof(ga_loss_scaler_state), GA_ROUND_EMPTY, 1.0, 0, 1 }
+
+/* Writes the state that another scaler with the same options goes on from. */
+ga_status ga_loss_scaler_save(const ga_loss_scaler *scaler, ga_loss_scaler_state *out);
+
+/*
+ * Goes on from a state; windows in progress keep their scale. Errors: INVALID_ARGUMENT for a state that a scaler with
+ * these options cannot have.
+ */
+ga_status ga_loss_scaler_load(ga_loss_scaler *scaler, const ga_loss_scaler_state *state);
+
 /* ====== Accumulation ==================================================================================== */
 
 typedef struct ga_accumulator ga_accumulator;
@@ -1041,6 +1134,15 @@ ga_status ga_accumulate_gradient(ga_accumulator *accumulator, int64_t index, con
                                  double scale);
 
 /*
+ * The same with gradients that carry a loss scale, in 2^-64 ... 2^64: whatever the window's own is, 1 included, the sums
+ * come to the same. ga_accumulate_gradients is for gradients without one. In float16 and bfloat16 too, as sums are
+ * float32.
+ * Errors: those of ga_accumulate_gradients; INVALID_ARGUMENT for a bad gradient_scale.
+ */
+ga_status ga_accumulate_scaled_gradients(ga_accumulator *accumulator, const void *const *gradients, int64_t count,
+                                         int32_t dtype, double gradient_scale, double loss, double weight);
+
+/*
  * Begins a micro-batch: all that is accumulated until its commit belongs to it and counts as one. Without this, each
  * call of ga_accumulate is a micro-batch. Micro-batches are numbered from 0 in each window, aborted ones included.
  * Errors: STATE if one is open.
@@ -1084,6 +1186,7 @@ ga_status ga_step_due(const ga_accumulator *accumulator, int32_t *out);
 #define GA_STEP_DROPPED 5            /* the data ended, and the window was dropped: GA_TAIL_DROP          */
 #define GA_STEP_EMPTY 6              /* the data ended, and there was nothing in the window               */
 #define GA_MICRO_BATCH_NON_FINITE 7  /* a micro-batch is dropped: only a ga_skip_fn sees this             */
+#define GA_STEP_SKIPPED_OVERFLOW 8   /* a gradient held a NaN or infinity under a loss scale              */
 
 typedef struct ga_report {
     uint32_t struct_size;
@@ -1108,9 +1211,10 @@ typedef struct ga_report {
     double forward_backward_seconds; /* from each loss's first recorded operation to the end of its       */
                                      /* backward, or of the micro-batch that was begun and committed      */
     double step_seconds;
+    int64_t retries;               /* how often the window was computed again, by a ga_retry_fn           */
 } ga_report;
 #define GA_REPORT_INIT { sizeof(ga_report), 0, 0.0, 0.0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0.0, \
-                         0.0 }
+                         0.0, 0 }
 
 /*
  * Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
@@ -1141,6 +1245,40 @@ typedef int32_t (*ga_skip_fn)(const ga_report *report, void *user);
  * until then, or until the accumulator is freed.
  */
 ga_status ga_accumulator_set_skip_handler(ga_accumulator *accumulator, ga_skip_fn decide, void *user);
+
+/*
+ * Multiplies losses by the scale of a scaler, from the next window on; NULL ends that. Sums then hold scaled gradients,
+ * and the step divides by the scale along with the weight. All numbers that are reported, losses, norms and
+ * ga_accumulated_gradient, are without the scale.
+ * A window that overflows is skipped (GA_STEP_SKIPPED_OVERFLOW), and does not count for max_consecutive_skips while the
+ * scale can go lower; in isolated mode its micro-batch is dropped, and the window is updated without it. The scale goes
+ * down in either case. The report names the first bad parameter, and the micro-batch too if a parameter of at most 16384
+ * elements was reached. A loss that is not finite is no overflow, as no scale makes it finite.
+ * Errors: STATE if the window holds micro-batches.
+ */
+ga_status ga_accumulator_set_loss_scaler(ga_accumulator *accumulator, ga_loss_scaler *scaler);
+
+/*
+ * Called from a step whose window overflowed, where the scale can go lower: the scale has been lowered, whatever
+ * hysteresis says, and the window is empty. Accumulates the same micro-batches again and returns 1, and the step goes on
+ * with them; or returns 0 and the window is skipped. report: of the window that was dropped. It must not step.
+ */
+typedef int32_t (*ga_retry_fn)(const ga_report *report, void *user);
+
+/*
+ * Lets retry compute a window again that overflowed, also one of which isolated mode has dropped a micro-batch; NULL ends
+ * that. With GA_ACCUMULATE_INTO_MOMENTS it is not called, as moments cannot be emptied. retry and user are used until
+ * then, or until the accumulator is freed.
+ */
+ga_status ga_accumulator_set_retry_handler(ga_accumulator *accumulator, ga_retry_fn retry, void *user);
+
+/*
+ * Ends the additions to the window and gives the global 2-norm of its mean gradient, without the loss scale and before
+ * clipping. This reads the sums once, and ga_step and ga_window_report go on with what was found. Nothing has to be
+ * unscaled for a step: this is for those that want the norm before it, such as to ga_zero the window.
+ * Errors: STATE if the window is empty or was unscaled before, a micro-batch is open, or a weight is missing.
+ */
+ga_status ga_unscale(ga_accumulator *accumulator, double *norm);
 
 /* What becomes of a window when the data ends. */
 #define GA_TAIL_STEP 0  /* it is stepped, divided by the weight that went in, however short it is           */

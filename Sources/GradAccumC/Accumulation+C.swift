@@ -110,6 +110,20 @@ public func ga_accumulate_gradient(
     }
 }
 
+@_cdecl("ga_accumulate_scaled_gradients") @implementation
+public func ga_accumulate_scaled_gradients(
+    _ handle: OpaquePointer!, _ gradients: UnsafePointer<UnsafeRawPointer?>!, _ count: Int64, _ dtype: Int32,
+    _ gradient_scale: Double, _ loss: Double, _ weight: Double
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        let type: DType = try constant(dtype, "dtype")
+        try accumulator.accumulate(
+            gradients: Array(try array(gradients, count, "gradients")), type, gradientScale: gradient_scale, loss: loss,
+            weight: unlessLater(weight))
+    }
+}
+
 @_cdecl("ga_micro_batch_begin") @implementation
 public func ga_micro_batch_begin(_ handle: OpaquePointer!) -> ga_status {
     guarded { () throws(GAError) in try accumulator(handle).beginMicroBatch() }
@@ -168,6 +182,39 @@ public func ga_accumulator_set_skip_handler(
             var report = ga_report(report)
             return try constant(decide(&report, user), "what the skip handler returned")
         }
+    }
+}
+
+@_cdecl("ga_accumulator_set_loss_scaler") @implementation
+public func ga_accumulator_set_loss_scaler(_ handle: OpaquePointer!, _ scaler: OpaquePointer!) -> ga_status {
+    guarded { () throws(GAError) in
+        try accumulator(handle).setLossScaler(scaler == nil ? nil : try lossScaler(scaler))
+    }
+}
+
+@_cdecl("ga_accumulator_set_retry_handler") @implementation
+public func ga_accumulator_set_retry_handler(
+    _ handle: OpaquePointer!, _ retry: ga_retry_fn!, _ user: UnsafeMutableRawPointer!
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        guard let retry else {
+            accumulator.retryHandler = nil
+            return
+        }
+        accumulator.retryHandler = { (report) throws(GAError) in
+            var report = ga_report(report)
+            return try flag(retry(&report, user), "what the retry handler returned")
+        }
+    }
+}
+
+@_cdecl("ga_unscale") @implementation
+public func ga_unscale(_ handle: OpaquePointer!, _ norm: UnsafeMutablePointer<Double>!) -> ga_status {
+    guarded { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        let norm = try required(norm, "norm")
+        norm.pointee = try accumulator.unscale()
     }
 }
 
@@ -245,7 +292,8 @@ extension ga_report {
             non_finite_parameter: Int64(report.firstNonFinite?.parameter ?? -1),
             non_finite_micro_batch: Int64(report.firstNonFinite?.microBatch ?? -1),
             accumulator_bytes: Int64(report.cost.accumulatorBytes), tensor_bytes: Int64(report.cost.tensorBytes),
-            forward_backward_seconds: report.cost.forwardBackwardSeconds, step_seconds: report.cost.stepSeconds)
+            forward_backward_seconds: report.cost.forwardBackwardSeconds, step_seconds: report.cost.stepSeconds,
+            retries: Int64(report.retries))
     }
 }
 

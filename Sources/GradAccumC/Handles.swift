@@ -7,6 +7,7 @@ enum HandleKind: UInt8 {
     case accumulator = 3
     case scope = 4
     case average = 5
+    case lossScaler = 6
 
     var name: StaticString {
         switch self {
@@ -15,6 +16,7 @@ enum HandleKind: UInt8 {
         case .accumulator: "ga_accumulator"
         case .scope: "ga_scope"
         case .average: "ga_average"
+        case .lossScaler: "ga_loss_scaler"
         }
     }
 }

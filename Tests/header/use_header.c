@@ -221,7 +221,7 @@ int main(void) {
     EXPECT(window.max_norm_z_score == 0.0 && offsetof(ga_accumulator_options, max_norm_z_score) == 80);
     EXPECT(window.outlier_warmup == 32 && offsetof(ga_accumulator_options, outlier_warmup) == 88);
 
-    EXPECT(report.struct_size == sizeof report && sizeof report == 160);
+    EXPECT(report.struct_size == sizeof report && sizeof report == 168);
     EXPECT(report.outcome == GA_STEP_APPLIED && offsetof(ga_report, outcome) == 4);
     EXPECT(offsetof(ga_report, loss) == 8 && offsetof(ga_report, weight) == 16);
     EXPECT(offsetof(ga_report, micro_batches) == 24 && offsetof(ga_report, gradient_norm) == 32);

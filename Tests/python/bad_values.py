@@ -805,3 +805,38 @@ for index in (-1, 2, I64_MIN, I64_MAX):
     case(f"ga_accumulated_gradient: index {index}", INDEX, "index")(
         changed("ga_accumulated_gradient", 2, index)
     )
+
+# ------ loss scaling ------
+
+for _count in (-1, 2**27 + 1, I64_MIN):
+    case(f"ga_loss_scaler_unscale: count {_count}", INVALID_ARGUMENT, "count", "gradients")(
+        changed("ga_loss_scaler_unscale", 3, _count)
+    )
+for _count in (-1, 2**41, I64_MAX):
+    case(f"ga_loss_scaler_unscale: element_counts[1] {_count}", INVALID_ARGUMENT, "element_counts[1]")(
+        changed("ga_loss_scaler_unscale", 2, sizes(12, _count))
+    )
+for _dtype in (_ffi.FLOAT16, _ffi.INT64):
+    case(f"ga_loss_scaler_unscale: dtype {_dtype}", DTYPE, "dtype")(changed("ga_loss_scaler_unscale", 4, _dtype))
+for _scale in (0.0, -2.0, NAN, INF, 1e300):
+    case(f"ga_loss_scaler_unscale: scale {_scale}", INVALID_ARGUMENT, "scale is")(
+        changed("ga_loss_scaler_unscale", 5, _scale)
+    )
+    case(f"ga_accumulate_scaled_gradients: gradient_scale {_scale}", INVALID_ARGUMENT, "scale is")(
+        changed("ga_accumulate_scaled_gradients", 4, _scale)
+    )
+case("ga_loss_scaler_update: nothing unscaled", STATE, "nothing was unscaled")(
+    lambda w: ("ga_loss_scaler_update", w.scaler)
+)
+for _state in ({"scale": NAN}, {"scale": 0.5}, {"growth_tracker": -1}, {"hysteresis_tracker": 2}, {"found": 3}):
+    case(f"ga_loss_scaler_load: {_state}", INVALID_ARGUMENT, next(iter(_state)))(
+        changed("ga_loss_scaler_load", 1, _ffi.LossScalerState(**_state))
+    )
+for _options in ({"init_scale": 3.0}, {"growth_interval": I64_MIN}, {"hysteresis": 0}, {"dynamic": 7}, {"max_scale": NAN}):
+    case(f"ga_loss_scaler_create: {_options}", INVALID_ARGUMENT, next(iter(_options)))(
+        changed("ga_loss_scaler_create", 1, _ffi.LossScalerOptions(**_options))
+    )
+case("ga_accumulator_set_loss_scaler: with micro-batches", STATE, "the window holds micro-batches")(
+    changed("ga_accumulator_set_loss_scaler", 0, World.filled_window)
+)
+case("ga_unscale: an empty window", STATE, "empty")(changed("ga_unscale", 0, World.emptied))

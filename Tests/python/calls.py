@@ -96,6 +96,7 @@ class World:
         self.optimizer = optimizer(self.parameters)
         ok(raw.ga_optimizer_add_group(self.optimizer, handles(self.bias), 1, None, c_int64()))
         self.accumulator = made(raw.ga_accumulator_create, self.optimizer, None)
+        self.scaler = made(raw.ga_loss_scaler_create, None)
         self.free_leaves = (leaf(np.ones((2, 2))), leaf(np.ones(2)))  # of no optimizer
         self.free_optimizer = optimizer([leaf(np.ones(2))])  # of no accumulator
         self.average = made(raw.ga_average_create, self.optimizer, None)
@@ -115,6 +116,11 @@ class World:
     def filled_window(self) -> int:
         ok(raw.ga_accumulate(self.accumulator, self.loss(), 2.0))
         return self.accumulator
+
+    def unscaled(self) -> int:
+        arguments = VALID["ga_loss_scaler_unscale"](self)
+        ok(raw.ga_loss_scaler_unscale(*arguments))
+        return self.scaler
 
     def stepped(self) -> int:
         ok(raw.ga_step(self.filled_window(), None))
@@ -188,6 +194,11 @@ def with_plateau(optimizer: int) -> int:
 def swapped_in(average: int) -> int:
     ok(raw.ga_average_swap_in(average))
     return average
+
+
+@_ffi.RetryFn
+def declining(report: Any, user: Any) -> int:
+    return 0
 
 
 Arguments = Callable[[World], list]
@@ -314,6 +325,22 @@ VALID: dict[str, Arguments] = {
     "ga_split_by_count": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_size": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_tokens": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), sizes(3, 4, 1, 5), 4, 6, 0],
+    "ga_loss_scaler_create": lambda w: [out(), _ffi.LossScalerOptions()],
+    "ga_loss_scaler_free": lambda w: [made(raw.ga_loss_scaler_create, None)],
+    "ga_loss_scaler_scale": lambda w: [w.scaler, patterned(c_double)],
+    "ga_loss_scaler_unscale": lambda w: [
+        w.scaler,
+        w.gradient_pointers(),
+        sizes(12, 3),
+        2,
+        F32,
+        8.0,
+        0,
+        patterned(c_double),
+    ],
+    "ga_loss_scaler_update": lambda w: [w.unscaled()],
+    "ga_loss_scaler_save": lambda w: [w.scaler, _ffi.LossScalerState()],
+    "ga_loss_scaler_load": lambda w: [w.scaler, _ffi.LossScalerState(scale=8.0)],
     "ga_accumulator_create": lambda w: [out(), w.free_optimizer, _ffi.AccumulatorOptions()],
     "ga_accumulator_free": lambda w: [made(raw.ga_accumulator_create, optimizer([leaf(np.ones(2))]), None)],
     "ga_accumulator_set_accumulation_steps": lambda w: [w.accumulator, 3],
@@ -335,6 +362,7 @@ VALID: dict[str, Arguments] = {
         F32,
         1.0,
     ],
+    "ga_accumulate_scaled_gradients": lambda w: [w.accumulator, w.gradient_pointers(), 2, F32, 8.0, 1.0, 2.0],
     "ga_micro_batch_begin": lambda w: [w.emptied()],
     "ga_micro_batch_commit": lambda w: [w.open_micro_batch(filled=True)],
     "ga_micro_batch_abort": lambda w: [w.open_micro_batch(filled=False)],
@@ -343,6 +371,9 @@ VALID: dict[str, Arguments] = {
     "ga_step": lambda w: [w.filled_window(), _ffi.Report()],
     "ga_window_report": lambda w: [w.filled_window(), _ffi.Report()],
     "ga_accumulator_set_skip_handler": lambda w: [w.accumulator, skipping, None],
+    "ga_accumulator_set_loss_scaler": lambda w: [w.emptied(), w.scaler],
+    "ga_accumulator_set_retry_handler": lambda w: [w.accumulator, declining, None],
+    "ga_unscale": lambda w: [w.filled_window(), patterned(c_double)],
     "ga_data_begin": lambda w: [w.emptied()],
     "ga_data_end": lambda w: [w.filled_window(), _ffi.TAIL_STEP, _ffi.Report()],
     "ga_gradient_norms": lambda w: [w.stepped(), patterned(c_double * 2), 2],
@@ -383,12 +414,16 @@ NULLABLE = {
     ("ga_split_by_size", "boundaries"),
     ("ga_split_by_tokens", "boundaries"),
     ("ga_accumulator_create", "options"),
+    ("ga_loss_scaler_create", "options"),
+    ("ga_accumulator_set_loss_scaler", "scaler"),
+    ("ga_accumulator_set_retry_handler", "retry"),
+    ("ga_accumulator_set_retry_handler", "user"),
     ("ga_step", "report"),
     ("ga_data_end", "report"),
     ("ga_accumulator_set_skip_handler", "decide"),
     ("ga_accumulator_set_skip_handler", "user"),
 }
-FREEING = ("ga_tensor_free", "ga_optimizer_free", "ga_average_free", "ga_accumulator_free")
+FREEING = ("ga_tensor_free", "ga_optimizer_free", "ga_average_free", "ga_accumulator_free", "ga_loss_scaler_free")
 
 
 def snapshot(arguments: Sequence[Any]) -> list[bytes]:

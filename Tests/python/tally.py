@@ -17,6 +17,7 @@ from hypothesis import Phase, settings
 
 SPLIT_INVARIANCE = "split invariance"
 TRUE_WEIGHTS = "true weights"
+SCALING = "scaling is transparent"
 NO_TRACE = "a skip leaves no trace"
 FLAT_MEMORY = "flat memory"
 ONE_CLOCK = "one clock"

@@ -36,7 +36,7 @@ from calls import (
 from support import INVALID_ARGUMENT, OK, expect, in_child, raw, sentence
 
 HEADER = prototypes.parse()
-HANDLE = re.compile(r"(?:const )?ga_(tensor|scope|optimizer|average|accumulator) \*")
+HANDLE = re.compile(r"(?:const )?ga_(tensor|scope|optimizer|average|accumulator|loss_scaler) \*")
 HANDLE_ARRAY = re.compile(r"(?:const )?ga_tensor \* ?const \*")
 
 # Called without a pointer, or with pointers that have rules of their own (tested by name elsewhere).

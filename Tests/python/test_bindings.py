@@ -40,6 +40,8 @@ STRUCTS = {
     "ga_schedule_options": _ffi.ScheduleOptions,
     "ga_scaling_options": _ffi.ScalingOptions,
     "ga_average_options": _ffi.AverageOptions,
+    "ga_loss_scaler_options": _ffi.LossScalerOptions,
+    "ga_loss_scaler_state": _ffi.LossScalerState,
     "ga_accumulator_options": _ffi.AccumulatorOptions,
     "ga_report": _ffi.Report,
 }
@@ -56,6 +58,7 @@ SCALARS = {
     "ga_block_fn": _ffi.BlockFn,
     "ga_update_fn": _ffi.UpdateFn,
     "ga_skip_fn": _ffi.SkipFn,
+    "ga_retry_fn": _ffi.RetryFn,
 }
 CALLBACKS = {
     "void (*)(void * data, void * user)": _ffi.WrapReleaseFn,
@@ -68,6 +71,7 @@ OPAQUE = (
     "ga_optimizer",
     "ga_average",
     "ga_accumulator",
+    "ga_loss_scaler",
     "DLManagedTensor",
     "DLManagedTensorVersioned",
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from models import gpt_arrays, gpt_data, gpt_loss, gpt_weight, part
+from tally import SCALING
 
 SHAPES = ((7, 5), (11,), (3, 300))
 
@@ -199,3 +200,36 @@ def test_what_cannot_be_taken_back_is_an_error():
         with pytest.raises(ga.GAStateError, match="take a step"):
             call()
     assert accumulator.end_data("step").outcome == ga.Outcome.APPLIED
+
+
+@pytest.mark.law(SCALING)
+@pytest.mark.parametrize("way", ["plain", "float16", "scaled", "autograd"])
+def test_loss_scale_changes_no_bit_and_an_overflow_is_dropped(way):
+    found = []
+    for scaler in (None, ga.LossScaler(2.0**14)):
+        x = leaves()
+        accumulator = moments(ga.AdamW(x, 0.1), loss_scaler=scaler)
+        with pytest.raises(ga.GAStateError, match="accumulate_into is moments"):
+            accumulator.unscale()
+        for number in range(6):
+            arrays = [np.round(a * 8) / 8 for a in gradients(number)]
+            if way == "autograd":
+                with ga.Scope():
+                    terms = [ga.sum(value * ga.tensor(a)) for value, a in zip(x, arrays)]
+                    accumulator.accumulate(terms[0] + terms[1] + terms[2], 1)
+            elif way == "scaled":
+                accumulator.accumulate_gradients([a * np.float32(8) for a in arrays], 1.0, 1, scale=8.0)
+            else:
+                kind = np.float16 if way == "float16" else np.float32
+                accumulator.accumulate_gradients([a.astype(kind) for a in arrays], 1.0, 1)
+            if number % 2:
+                if scaler is not None and number == 3:
+                    accumulator.accumulate_gradients([np.full(s, np.inf, np.float32) for s in SHAPES], 1.0, 1)
+                report = accumulator.step()
+                assert report.outcome == ga.Outcome.APPLIED
+        found.append([value.numpy().tobytes() for value in x])
+    assert found[0] == found[1]
+    assert report.loss_scale == scaler.scale == 2.0**13
+    accumulator.accumulate_gradients([np.full(s, np.inf, np.float32) for s in SHAPES], 1.0, 1)
+    report = accumulator.step()
+    assert (report.outcome, report.non_finite_micro_batch, scaler.scale) == (ga.Outcome.SKIPPED_OVERFLOW, 0, 2.0**12)

@@ -25,17 +25,20 @@ extension Accumulator {
             guard graph.hasLeaves else { throw dependsOnNothing("accumulate") }
             return graph
         } run: { (graph, scale) throws(GAError) in
-            try graph.backward(seed: scale, into: self)
+            try graph.backward(seed: scale * Float(lossScale), into: self)
         }
     }
 
     /// Adds gradients that the caller computed, one contiguous array per parameter or nil for nothing.
     ///
     /// Gradients and `loss` are sums over the weight, or means where the options say so.
+    /// - Parameter gradientScale: the loss scale that the gradients carry: 1 for none.
     public func accumulate(
-        gradients: [UnsafeRawPointer?], _ dtype: DType = .float32, loss: Double, weight: Double?
+        gradients: [UnsafeRawPointer?], _ dtype: DType = .float32, gradientScale: Double = 1, loss: Double,
+        weight: Double?
     ) throws(GAError) {
         try requireIntact("accumulate_gradients")
+        try LossScaler.requireScale(gradientScale, "accumulate_gradients")
         guard gradients.count == optimizer.parameters.count else {
             throw GAError(
                 .invalidArgument,
@@ -47,7 +50,7 @@ extension Accumulator {
         }
         try require(loss: loss, weight: weight, "accumulate_gradients")
         if moments != nil && window.microBatch == nil && dtype == .float32 {
-            return try accumulateIntoMoments(gradients, loss: loss, weight: weight)
+            return try accumulateIntoMoments(gradients, gradientScale: gradientScale, loss: loss, weight: weight)
         }
         try add(loss: loss, weight: weight, since: nil, "accumulate_gradients") { () throws(GAError) in
             for (parameter, gradient) in zip(optimizer.parameters, gradients) where gradient != nil {
@@ -55,6 +58,7 @@ extension Accumulator {
                 _ = try place(of: parameter, use: 0)
             }
         } run: { (_, scale) throws(GAError) in
+            let factor = scale * Float(lossScale / gradientScale)
             let (destination, pieces) = (
                 destination,
                 Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
@@ -63,7 +67,7 @@ extension Accumulator {
                 let (index, start, count) = pieces[tile]
                 let buffer = destination[index].dense[0]
                 Runtime.kernels.add_scaled(
-                    buffer.tensor.floats + start, gradients[index]! + start * dtype.byteCount, dtype.format, scale,
+                    buffer.tensor.floats + start, gradients[index]! + start * dtype.byteCount, dtype.format, factor,
                     Int64(count), buffer.isEmpty ? 0 : 1)
             }
             for (index, gradient) in gradients.enumerated() where gradient != nil {
@@ -72,7 +76,7 @@ extension Accumulator {
         }
     }
 
-    /// Adds the gradient of one parameter, times `scale`, to the open micro-batch, for a loop whose gradients appear one
+    /// Adds the gradient of one parameter, times `scale` and the loss scale, to the open micro-batch, for a loop whose gradients appear one
     /// after another.
     ///
     /// ``accumulate(gradients:_:loss:weight:)`` without gradients gives the loss and the weight, which a commit needs.
@@ -91,7 +95,7 @@ extension Accumulator {
         guard dtype.isFloatingPoint else {
             throw GAError(.dtype, "\(operation): dtype is \(dtype), and a floating type is needed")
         }
-        let factor = Float(scale)
+        let factor = Float(scale * lossScale)
         guard factor.isFinite else {
             throw GAError(.invalidArgument, "\(operation): scale is \(scale): it must be finite in float32")
         }
@@ -115,7 +119,7 @@ extension Accumulator {
     }
 
     /// Adds to the open micro-batch, or makes one of its own: `prepare` changes no sum, and what `run` adds is multiplied by
-    /// the number that it is given.
+    /// the number that it is given, and by the loss scale.
     private func add<Preparation>(
         loss: Double, weight: Double?, since start: UInt64?, _ operation: StaticString,
         prepare: () throws(GAError) -> Preparation, run: (Preparation, Float) throws(GAError) -> Void
@@ -123,6 +127,8 @@ extension Accumulator {
         isBusy = true
         defer { isBusy = false }
         let isAlone = window.microBatch == nil
+        startWindow()
+        defer { if window.isEmpty && !window.isBroken { window = Window() } }
         var microBatch = window.microBatch ?? MicroBatch(number: window.nextNumber, start: start ?? Monotonic.now())
         if loss.isFinite {
             let preparation = try prepare()
@@ -198,6 +204,7 @@ extension Accumulator {
     }
 
     private func require(loss: Double, weight: Double?, _ operation: StaticString) throws(GAError) {
+        try requireOpenSums(operation)
         if let weight {
             try require(weight: weight, operation)
         } else if options.lossReduction == .mean && (!options.isIsolated || window.microBatch == nil) {
@@ -231,13 +238,13 @@ extension Accumulator {
             throw GAError(.invalidArgument, "\(operation): weight is \(weight): it must be finite and at least 0")
         }
         let before = window.weight + (window.microBatch?.weight ?? 0)
-        guard weight == 0 || Accumulator.weights.contains(weight),
-            before + weight <= Accumulator.weights.upperBound
-        else {
+        let most = min(Accumulator.weights.upperBound, 1e37 / lossScale)
+        guard weight == 0 || Accumulator.weights.contains(weight), before + weight <= most else {
             throw GAError(
                 .overflow,
                 "\(operation): weight is \(weight), in a window of \(before): gradients of float32 can be divided by "
-                    + "\(Accumulator.weights.lowerBound) ... \(Accumulator.weights.upperBound)")
+                    + "\(Accumulator.weights.lowerBound) ... \(most)"
+                    + (most < Accumulator.weights.upperBound ? ", at a loss scale of \(lossScale)" : ""))
         }
     }
 

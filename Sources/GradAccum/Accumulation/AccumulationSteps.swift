@@ -29,8 +29,9 @@ extension Accumulator {
         }
     }
 
-    /// Settles the number of a window whose first micro-batch begins.
+    /// Settles the number, and the loss scale, of a window whose first micro-batch begins.
     func startWindow() {
         if window.accumulationSteps == nil { window.accumulationSteps = nextAccumulationSteps }
+        if window.lossScale == nil { window.lossScale = lossScaler?.scaleOfWindow(lastRound: lastRound) }
     }
 }

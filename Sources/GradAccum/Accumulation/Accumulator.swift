@@ -13,12 +13,23 @@ public final class Accumulator {
     /// be skipped. What it throws is thrown by the call, after the drop; it cannot accumulate, step or drop.
     public var skipHandler: ((WindowReport) throws(GAError) -> SkipDecision)?
 
+    /// Asked to compute a window again whose gradients have overflowed, where the loss scaler can go lower: the window is
+    /// empty, losses are scaled by less, and the same micro-batches are to be accumulated. Where it returns false the window
+    /// is skipped; what it throws is thrown by the step, after the drop. It may accumulate, but not step.
+    public var retryHandler: ((WindowReport) throws(GAError) -> Bool)?
+    /// What losses are multiplied by, see ``setLossScaler(_:)``.
+    public internal(set) var lossScaler: LossScaler?
+
     let clipping: Clipping
     /// Where gradients go into moments.
     var moments: MomentAccumulation?
     var window = Window()
     /// A call is under way: a callback of the caller must not come in between.
     var isBusy = false
+    /// The retry handler is at work.
+    var isRetrying = false
+    /// The last round of the loss scaler in which a window ended.
+    var lastRound = 0
     /// Per parameter, with a place for each of its uses in the graph.
     let sums: [LeafGradient]
     /// Those of one micro-batch, in isolated mode.
@@ -58,6 +69,8 @@ public final class Accumulator {
         optimizer.accumulator = self
     }
 
+    deinit { lossScaler?.detach(lastRound: lastRound) }
+
     /// Drops what was accumulated, an open micro-batch included; parameters, optimizer state and counters stay as they are.
     /// Errors: `state` from within another call, which only a callback of the caller can be.
     public func zero() throws(GAError) {
@@ -76,7 +89,7 @@ public final class Accumulator {
         window = Window()
     }
 
-    /// A copy of the accumulated sum of parameter `index`; in isolated mode, of the micro-batches that were committed.
+    /// A copy of the accumulated sum of parameter `index`, without the loss scale; in isolated mode, of the micro-batches that were committed.
     public func accumulatedGradient(_ index: Int) throws(GAError) -> Tensor {
         guard optimizer.parameters.indices.contains(index) else {
             throw GAError(
@@ -86,7 +99,9 @@ public final class Accumulator {
             throw GAError(
                 .state, "accumulated_gradient: accumulate_into is moments: there is no sum of gradients to copy")
         }
-        return try sums[index].sum(shape: optimizer.parameters[index].shape)
+        let sum = try sums[index].sum(shape: optimizer.parameters[index].shape)
+        try unscale(sum)
+        return sum
     }
 
     /// What the window holds so far, as a step would report it.
@@ -102,6 +117,9 @@ public final class Accumulator {
         report.updateCount = optimizer.updateCount
         report.consecutiveSkips = consecutiveSkips
         report.firstNonFinite = window.firstNonFinite
+        report.lossScale = lossScale
+        report.retries = window.retries
+        if let folded = window.folded { report.gradientNorm = norm(of: folded) }
         report.cost.accumulatorBytes = (sums + scratch).reduce(0) { $0 + $1.byteCount }
         report.cost.tensorBytes = Runtime.memoryUsage.liveBytes
         report.cost.forwardBackwardSeconds = window.forwardBackwardSeconds

@@ -68,13 +68,27 @@ enum Clipping: Equatable {
         guard Float(norm * factor).isFinite else { return nil }
         switch self {
         case .none, .norm:
-            return Result(scale: Float(factor / weight), factor: factor)
+            return Result(scale: try inRange(factor / weight, sums), factor: factor)
         case .value(let limit):
             return Result(scale: 1, factor: try clipValues(sums, scale: Float(1 / weight), to: Float(limit)))
         case .adaptive(let clipping, let eps):
             let ratio = try UnitClipping(clipping: clipping, eps: eps, weight: weight).clip(sums, of: parameters)
             return Result(scale: Float(1 / weight), factor: ratio)
         }
+    }
+
+    /// The scale as float32 can hold it: of sums so large that it cannot, a part is applied to them in place.
+    private func inRange(_ scale: Double, _ sums: [Tensor?]) throws(GAError) -> Float {
+        let missing = Int(Float.leastNormalMagnitude.exponent) - Int(scale.exponent)
+        guard missing > 0 && scale > 0 else { return Float(scale) }
+        let part = Float(sign: .plus, exponent: -min(missing, 100), significand: 1)
+        let pieces = Pieces(sums.map { $0?.elementCount ?? 0 })
+        try Runtime.parallel(tiles: pieces.count) { piece in
+            let (index, start, count) = pieces[piece]
+            let sum = sums[index]!.floats + start
+            Runtime.kernels.add_scaled(sum, sum, SHIMS_F32, part, Int64(count), 0)
+        }
+        return Float(scale / Double(part))
     }
 
     private func clipValues(_ sums: [Tensor?], scale: Float, to limit: Float) throws(GAError) -> Double {

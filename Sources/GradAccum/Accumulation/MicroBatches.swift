@@ -6,6 +6,7 @@ extension Accumulator {
     /// Without this, each loss is a micro-batch of its own. Errors: `state` if one is open.
     public func beginMicroBatch() throws(GAError) {
         try requireBetweenMicroBatches("micro_batch_begin")
+        try requireOpenSums("micro_batch_begin")
         startWindow()
         window.microBatch = MicroBatch(number: window.nextNumber, start: Monotonic.now())
     }
@@ -104,9 +105,15 @@ extension Accumulator {
         } else {
             // In a window that follows a skipped one it is worth a look where the next NaN comes from.
             if consecutiveSkips > 0 && window.firstNonFinite == nil {
-                let parameter = try firstNonFinite()
+                let parameter = try firstNonFinite { _ in true }
                 window.firstNonFinite = parameter.map {
                     WindowReport.NonFinite(parameter: $0, microBatch: microBatch.number)
+                }
+            } else if lossScaler != nil && window.overflowMicroBatch == nil {
+                // An overflow on the way down goes on to what lies below: the small parameters show it at little cost.
+                let small = 1 << 14
+                if try firstNonFinite(where: { $0.elementCount <= small }) != nil {
+                    window.overflowMicroBatch = microBatch.number
                 }
             }
             end(microBatch)
@@ -134,6 +141,7 @@ extension Accumulator {
         }
         let (gradients, squares) = try foldPlaces(scratch)
         if let index = squares.firstIndex(where: { !$0.isFinite }) {
+            window.hasOverflow = true
             return WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
         }
         let scale = microBatch.scale
@@ -149,9 +157,10 @@ extension Accumulator {
         return nil
     }
 
-    /// The first parameter whose sum is not finite, at the price of reading all sums.
-    private func firstNonFinite() throws(GAError) -> Int? {
-        let pieces = Pieces(zip(optimizer.parameters, sums).map { $1.total == nil ? 0 : $0.elementCount })
+    /// The first of some parameters whose sum is not finite, at the price of reading these sums.
+    private func firstNonFinite(where isLookedAt: (Tensor) -> Bool) throws(GAError) -> Int? {
+        let pieces = Pieces(
+            zip(optimizer.parameters, sums).map { $1.total == nil || !isLookedAt($0) ? 0 : $0.elementCount })
         var squares = [Double](repeating: 0, count: pieces.count)
         try squares.withUnsafeMutableBufferPointer { (squares) throws(GAError) in
             let squares = UnsafeMutableBufferPointer(rebasing: squares[...])

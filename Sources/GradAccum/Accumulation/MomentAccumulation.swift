@@ -85,11 +85,12 @@ extension Accumulator {
             (gradients, squares) = (totals.map { $0.map { UnsafePointer($0.floats) } }, found)
         }
         // The second moments take in squares.
-        let scale = Double(microBatch.scale)
+        let scale = Double(microBatch.scale) / lossScale
         if let index = squares.firstIndex(where: { !Float($0 * scale * scale).isFinite }) {
+            if !squares[index].isFinite { window.hasOverflow = true }
             return WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
         }
-        try optimizer.takeIntoMoments(gradients, scale: microBatch.scale)
+        try optimizer.takeIntoMoments(gradients, scale: Float(scale))
         return nil
     }
 
@@ -119,21 +120,30 @@ extension Accumulator {
             let isApplied = try optimizer.applyMoments(
                 learningRate: report.learningRate, weight: report.weight, loss: report.loss)
             report.outcome = isApplied ? .applied : .skippedZeroWeight
+            noteEnd(window.hasOverflow ? .overflow : isApplied ? .finite : .nothing, under: report.lossScale)
             consecutiveSkips = 0
             report.consecutiveSkips = 0
         } else {
             // All that there was has been dropped.
-            defer { drop() }
-            _ = try skip(&report, as: .skippedNonFinite, operation)
+            let hasOverflow = lossScaler != nil && window.hasOverflow
+            defer {
+                noteEnd(hasOverflow ? .overflow : .nothing, under: report.lossScale)
+                drop()
+            }
+            _ = try skip(&report, as: hasOverflow ? .skippedOverflow : .skippedNonFinite, operation)
         }
         norms = optimizer.parameters.map { _ in 0 }
         drop()
     }
 
     /// Adds gradients of the caller without a copy of them, as a micro-batch of its own.
-    func accumulateIntoMoments(_ gradients: [UnsafeRawPointer?], loss: Double, weight: Double?) throws(GAError) {
+    func accumulateIntoMoments(
+        _ gradients: [UnsafeRawPointer?], gradientScale: Double, loss: Double, weight: Double?
+    ) throws(GAError) {
         isBusy = true
         defer { isBusy = false }
+        startWindow()
+        defer { if window.isEmpty { window = Window() } }
         var microBatch = MicroBatch(number: window.nextNumber, start: Monotonic.now())
         if !loss.isFinite {
             microBatch.nonFinite = WindowReport.NonFinite(parameter: nil, microBatch: microBatch.number)
@@ -143,7 +153,7 @@ extension Accumulator {
         microBatch.weight = weight ?? 0
         let isMean = options.lossReduction == .mean
         microBatch.loss = isMean ? loss * (weight ?? 1) : loss
-        microBatch.scale = isMean ? Float(weight ?? 1) : 1
+        microBatch.scale = (isMean ? Float(weight ?? 1) : 1) * Float(lossScale / gradientScale)
         try commit(
             microBatch, "accumulate_gradients", given: gradients.map { $0?.assumingMemoryBound(to: Float.self) })
     }

@@ -48,7 +48,9 @@ extension Accumulator {
             throw GAError(
                 isOutlier ? .outlier : .nonFinite, "\(operation): \(reason(report)): it was dropped\(advice(report))")
         case .skip:
-            guard let limit = options.maxConsecutiveSkips, report.consecutiveSkips > limit else { return true }
+            guard let limit = options.maxConsecutiveSkips, report.consecutiveSkips > limit, !isLowering(report) else {
+                return true
+            }
             let what = report.outcome == .microBatchNonFinite ? "micro-batches" : "windows"
             throw GAError(
                 isOutlier ? .outlier : .nonFinite,
@@ -66,7 +68,8 @@ extension Accumulator {
                 : "the norm of the window, \(report.gradientNorm), is \(report.gradientNormZScore) standard deviations "
                     + "above its mean"
         }
-        let subject = report.outcome == .microBatchNonFinite ? "the micro-batch" : "the window"
+        let part = report.outcome == .microBatchNonFinite ? "the micro-batch" : "the window"
+        let subject = lossScaler == nil ? part : "\(part), at a loss scale of \(report.lossScale),"
         guard let found = report.firstNonFinite else { return "\(subject) is not finite" }
         let place = found.microBatch.map { " in micro-batch \($0)" } ?? ""
         guard let parameter = found.parameter else {
@@ -78,8 +81,20 @@ extension Accumulator {
             + "\(optimizer.parameters[parameter].label)\(place)"
     }
 
+    /// Whether a lower loss scale is still to be tried, so that a skip is no sign of anything worse.
+    private func isLowering(_ report: WindowReport) -> Bool {
+        guard let lossScaler, lossScaler.isAboveFloor else { return false }
+        return report.outcome == .skippedOverflow
+            || report.outcome == .microBatchNonFinite && report.firstNonFinite?.parameter != nil
+    }
+
     private func advice(_ report: WindowReport) -> String {
         if report.outcome == .skippedOutlier { return "; lower the learning rate, or raise the limit" }
+        if report.outcome == .skippedOverflow, let lossScaler {
+            return lossScaler.isAboveFloor
+                ? "; the loss scaler is about to lower the scale"
+                : "; the loss scale cannot go lower: allow a smaller min_scale, or lower the learning rate or look at the data"
+        }
         let isUnknown =
             !options.isIsolated && report.firstNonFinite?.parameter != nil && report.firstNonFinite?.microBatch == nil
         return "; lower the learning rate or look at the data"

@@ -7,6 +7,7 @@ extension Accumulator {
     /// is dropped.
     public func step() throws(GAError) -> WindowReport {
         try requireBetweenMicroBatches("step")
+        try requireNoRetry("step")
         guard !window.isEmpty else {
             throw GAError(.state, "step: the window is empty: accumulate a micro-batch first")
         }
@@ -35,35 +36,46 @@ extension Accumulator {
 
     private func endWindowOfSums(_ report: inout WindowReport, _ operation: StaticString) throws(GAError) {
         defer { drop() }
+        var isApplied = false
+        var hasOverflow = try isOverflown()
+        defer { noteEnd(hasOverflow ? .overflow : isApplied ? .finite : .nothing, under: report.lossScale) }
+        while hasOverflow, let retryHandler, lossScaler?.lowerForRetry(below: report.lossScale) == true {
+            guard try recompute(&report, retryHandler, operation) else {
+                _ = try skip(&report, as: .skippedOverflow, operation)
+                return
+            }
+            report.learningRate = try optimizer.nextLearningRate(weight: window.weight > 0 ? window.weight : nil)
+            hasOverflow = try isOverflown()
+        }
         norms = optimizer.parameters.map { _ in 0 }
         if window.weight > 0 {
             report.outcome = try update(&report, operation)
         } else if window.microBatches == 0 && window.firstNonFinite != nil {
             // All that there was has been dropped.
-            _ = try skip(&report, as: .skippedNonFinite, operation)
+            _ = try skip(&report, as: hasOverflow ? .skippedOverflow : .skippedNonFinite, operation)
         } else {
             report.outcome = .skippedZeroWeight
         }
+        isApplied = report.outcome == .applied
     }
 
     /// Updates the parameters, unless the window is not fit for it; what else there is to report goes into `report`.
     private func update(_ report: inout WindowReport, _ operation: StaticString) throws(GAError) -> WindowReport.Outcome
     {
-        let divisor = options.normalization == .weight ? window.weight : 1
-        let (gradients, squares) = try foldPlaces(sums)
-        norms = squares.map { $0.squareRoot() / divisor }
-        report.gradientNorm = squares.reduce(0, +).squareRoot() / divisor
+        let sums = try foldWindow()
+        norms = sums.squares.map { $0.squareRoot() / divisor }
+        report.gradientNorm = norm(of: sums)
         guard report.gradientNorm.isFinite else { return try skipNonFinite(&report, operation) }
         if outliers.isAbove(options, &report), try skip(&report, as: .skippedOutlier, operation) {
             return .skippedOutlier
         }
         guard
             let clipped = try GroupClipping(clipping: clipping, optimizer: optimizer)
-                .clip(gradients, squares: squares, weight: divisor)
+                .clip(sums.totals, squares: sums.squares, weight: divisor)
         else { return try skipNonFinite(&report, operation) }
         report.clipFactor = clipped.factor
         try optimizer.apply(
-            gradients, scales: clipped.scales, learningRate: report.learningRate, weight: report.weight,
+            sums.totals, scales: clipped.scales, learningRate: report.learningRate, weight: report.weight,
             loss: report.loss)
         outliers.add(report, options)
         consecutiveSkips = 0
@@ -74,15 +86,22 @@ extension Accumulator {
     private func skipNonFinite(_ report: inout WindowReport, _ operation: StaticString) throws(GAError)
         -> WindowReport.Outcome
     {
+        report.firstNonFinite = try whereNonFinite()
+        let isFinite = try foldWindow().isFinite
+        let isOverflow = lossScaler != nil && !isFinite
+        _ = try skip(&report, as: isOverflow ? .skippedOverflow : .skippedNonFinite, operation)
+        return report.outcome
+    }
+
+    /// Where the window first held a NaN or an infinity, as far as that is known.
+    func whereNonFinite() throws(GAError) -> WindowReport.NonFinite {
         // What a dropped micro-batch held is not in the sums.
-        if options.isIsolated || report.firstNonFinite == nil {
-            let parameter = norms?.firstIndex { !Float($0).isFinite }
-            let isOnlyOne = window.microBatches == 1 && window.aborted == 0
-            report.firstNonFinite = WindowReport.NonFinite(
-                parameter: parameter, microBatch: parameter != nil && isOnlyOne ? 0 : nil)
-        }
-        _ = try skip(&report, as: .skippedNonFinite, operation)
-        return .skippedNonFinite
+        if !options.isIsolated, let found = window.firstNonFinite { return found }
+        let divisor = divisor
+        let parameter = try foldWindow().squares.firstIndex { !Float($0.squareRoot() / divisor).isFinite }
+        let isOnlyOne = window.microBatches == 1 && window.aborted == 0
+        return WindowReport.NonFinite(
+            parameter: parameter, microBatch: parameter == nil ? nil : isOnlyOne ? 0 : window.overflowMicroBatch)
     }
 
     /// Adds the places of each parameter in their order, and takes the squares of the sums in the same pass.

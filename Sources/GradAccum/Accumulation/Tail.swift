@@ -14,6 +14,7 @@ extension Accumulator {
     /// Errors: `state` if the window holds micro-batches that ``endData(_:)`` did not carry over.
     public func beginData() throws(GAError) {
         try requireBetweenMicroBatches("data_begin")
+        try requireNoRetry("data_begin")
         guard window.microBatches == 0 || window.isCarried else {
             throw GAError(
                 .state,
@@ -36,6 +37,7 @@ extension Accumulator {
         } else {
             try requireBetweenMicroBatches(operation)
         }
+        try requireNoRetry(operation)
         var report = windowReport()
         guard !window.isEmpty || window.isBroken else {
             report.outcome = .empty
@@ -44,6 +46,7 @@ extension Accumulator {
         switch tail {
         case .step: return try endWindow(operation)
         case .carry:
+            try requireOpenSums(operation)
             window.isCarried = true
         case .drop:
             report.outcome = .dropped

@@ -13,6 +13,16 @@ struct Window {
     /// The numbers of micro-batches whose weight is still to come.
     var withoutWeight: [Int] = []
     var firstNonFinite: WindowReport.NonFinite?
+    /// What losses are multiplied by, from the first one on.
+    var lossScale: Double?
+    /// The gradients of a micro-batch overflowed, which was dropped in isolated mode.
+    var hasOverflow = false
+    /// The first after which a small parameter had a sum that is not finite.
+    var overflowMicroBatch: Int?
+    /// The sums, once they have been read: nothing more can be added.
+    var folded: FoldedSums?
+    /// How often it was computed again.
+    var retries = 0
     /// An addition failed half-way, so the sums are no longer those of whole micro-batches.
     var isBroken = false
     /// The data ended, and what there is goes on into the next.
@@ -34,6 +44,16 @@ struct Window {
         loss += microBatch.loss
         microBatches += 1
     }
+}
+
+/// What the one reading pass over the sums of a window came to.
+struct FoldedSums {
+    /// Per parameter, nil where nothing was added or nothing is trained.
+    let totals: [Tensor?]
+    /// Those of the sums, which are scaled.
+    let squares: [Double]
+
+    var isFinite: Bool { squares.reduce(0, +).isFinite }
 }
 
 /// A micro-batch until it is committed.

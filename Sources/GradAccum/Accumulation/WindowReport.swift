@@ -17,6 +17,8 @@ public struct WindowReport: Sendable, Equatable {
         case empty = 6
         /// A micro-batch was not finite, in isolated mode: the window goes on without it. Only a skip handler sees this.
         case microBatchNonFinite = 7
+        /// The same as `skippedNonFinite` for gradients under a loss scale, which a dynamic scaler then lowers.
+        case skippedOverflow = 8
     }
 
     /// Where a NaN or an infinity was found first.
@@ -70,12 +72,14 @@ public struct WindowReport: Sendable, Equatable {
     /// Windows skipped in a row, this one included, as not finite or an outlier.
     public internal(set) var consecutiveSkips = 0
     public internal(set) var firstNonFinite: NonFinite?
+    /// How often the window was computed again, see ``Accumulator/retryHandler``.
+    public internal(set) var retries = 0
     public internal(set) var cost = Cost()
 
     /// Whether the window ended without an update.
     public var isSkipped: Bool {
         switch outcome {
-        case .skippedNonFinite, .skippedZeroWeight, .skippedOutlier: true
+        case .skippedNonFinite, .skippedZeroWeight, .skippedOutlier, .skippedOverflow: true
         case .applied, .pending, .dropped, .empty, .microBatchNonFinite: false
         }
     }

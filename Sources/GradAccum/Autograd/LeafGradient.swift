@@ -29,6 +29,7 @@ final class LeafGradient {
     private var rows: [RowGradients] = []
     /// Which uses in the graph at hand have a place by rows.
     private var usesByRows: [Int] = []
+    private var isFolded = false
 
     /// Makes the places that a graph needs and keeps those that there are.
     func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError) {
@@ -49,6 +50,7 @@ final class LeafGradient {
     func empty() {
         for buffer in dense { buffer.isEmpty = true }
         for rows in rows { rows.empty() }
+        isFolded = false
     }
 
     /// Frees the last places, as far as nothing was added to them, but for one.
@@ -75,6 +77,7 @@ final class LeafGradient {
         guard let total else { return 0 }
         let sum = total.tensor.floats + start
         if total.isEmpty { Runtime.kernels.fill(sum, 0, Int64(count)) }
+        if isFolded { return Runtime.kernels.sum_of_squares(sum, Int64(count)) }
         var squares: Double?
         for other in dense where !other.isEmpty && other !== total {
             squares = Runtime.kernels.fold_sum_of_squares(sum, other.tensor.floats + start, Int64(count))
@@ -82,6 +85,17 @@ final class LeafGradient {
         // What rows are added to is still in the cache when its squares are added up again.
         for rows in rows where rows.add(to: total.tensor.floats, from: start, count: count) { squares = nil }
         return squares ?? Runtime.kernels.sum_of_squares(sum, Int64(count))
+    }
+
+    /// Says that ``total`` holds the sum of all places, until they are emptied.
+    func keepTotal() {
+        total?.isEmpty = false
+        isFolded = true
+    }
+
+    /// Those to add up: all of them, or the total where that holds the others.
+    private var parts: (dense: [GradientBuffer], rows: [RowGradients]) {
+        isFolded ? (total.map { [$0] } ?? [], []) : (dense.filter { !$0.isEmpty }, rows)
     }
 
     /// The sum of the squares of the elements `start ..< start + count` of all places, each for itself: finite if and only
@@ -103,8 +117,8 @@ final class LeafGradient {
     /// The sum of all places as a new tensor, in the order of ``fold(from:count:)``.
     func sum(shape: [Int]) throws(GAError) -> Tensor {
         let sum = try Tensor.zeros(shape)
-        let filled = dense.filter { !$0.isEmpty }
-        try elementwise(sum.elementCount) { [rows] start, count in
+        let (filled, rows) = parts
+        try elementwise(sum.elementCount) { start, count in
             for (position, buffer) in filled.enumerated() {
                 Runtime.kernels.add_scaled(
                     sum.floats + start, buffer.tensor.floats + start, SHIMS_F32, 1, Int64(count), position == 0 ? 0 : 1)

@@ -5,6 +5,7 @@ import XCTest
 enum Law: String {
     case splitInvariance = "split invariance"
     case trueWeights = "true weights"
+    case scaling = "scaling is transparent"
     case noTrace = "a skip leaves no trace"
     case flatMemory = "flat memory"
     case oneClock = "one clock"

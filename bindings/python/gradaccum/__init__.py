@@ -32,6 +32,7 @@ from .errors import (
     GAStateError,
     GAUnsupportedError,
 )
+from .loss_scaler import LossScaler
 from .ops import (
     add,
     cast,
@@ -115,6 +116,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "Lion",
+    "LossScaler",
     "MicroBatch",
     "Muon",
     "NAdam",

@@ -55,6 +55,8 @@ WEIGHT_LATER = -1e300
 STEP_APPLIED, STEP_SKIPPED_NON_FINITE, STEP_SKIPPED_ZERO_WEIGHT, STEP_SKIPPED_OUTLIER = 0, 1, 2, 3
 STEP_PENDING, STEP_DROPPED, STEP_EMPTY, MICRO_BATCH_NON_FINITE = 4, 5, 6, 7
 DECISION_SKIP, DECISION_RAISE, DECISION_APPLY = 0, 1, 2
+STEP_SKIPPED_OVERFLOW = 8
+ROUND_EMPTY, ROUND_FINITE, ROUND_OVERFLOW = 0, 1, 2
 TAIL_STEP, TAIL_CARRY, TAIL_DROP = 0, 1, 2
 
 # ====== Structs: field for field those of the header ======
@@ -377,6 +379,43 @@ class AverageOptions(_Sized):
     _defaults_ = (("decay", 0.999),)
 
 
+class LossScalerOptions(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("dynamic", c_int32),
+        ("init_scale", c_double),
+        ("growth_factor", c_double),
+        ("backoff_factor", c_double),
+        ("growth_interval", c_int64),
+        ("hysteresis", c_int64),
+        ("min_scale", c_double),
+        ("max_scale", c_double),
+        ("consecutive_hysteresis", c_int32),
+        ("allow_any_scale", c_int32),
+    ]
+    _defaults_ = (
+        ("dynamic", 1),
+        ("init_scale", 65536.0),
+        ("growth_factor", 2.0),
+        ("backoff_factor", 0.5),
+        ("growth_interval", 2000),
+        ("hysteresis", 1),
+        ("min_scale", 1.0),
+        ("max_scale", 2.0**24),
+    )
+
+
+class LossScalerState(_Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("found", c_int32),
+        ("scale", c_double),
+        ("growth_tracker", c_int64),
+        ("hysteresis_tracker", c_int64),
+    ]
+    _defaults_ = (("scale", 1.0), ("hysteresis_tracker", 1))
+
+
 class AccumulatorOptions(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -421,6 +460,7 @@ class Report(_Sized):
         ("tensor_bytes", c_int64),
         ("forward_backward_seconds", c_double),
         ("step_seconds", c_double),
+        ("retries", c_int64),
     ]
 
 
@@ -441,6 +481,7 @@ UpdateFn = CFUNCTYPE(
     c_void_p,
 )
 SkipFn = CFUNCTYPE(c_int32, POINTER(Report), c_void_p)
+RetryFn = CFUNCTYPE(c_int32, POINTER(Report), c_void_p)
 
 _handle = c_void_p  # a ga_tensor *, ga_optimizer * or other object of the library
 _handles = POINTER(c_void_p)  # an array of them, or the address that one is written to
@@ -572,6 +613,17 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_split_by_count": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
     "ga_split_by_size": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
     "ga_split_by_tokens": (_Status, (_int64s, c_int64, _int64s, _int64s, c_int64, c_int64, c_int32)),
+    # Loss scaling
+    "ga_loss_scaler_create": (_Status, (_handles, POINTER(LossScalerOptions))),
+    "ga_loss_scaler_free": (None, (_handle,)),
+    "ga_loss_scaler_scale": (_Status, (_handle, POINTER(c_double))),
+    "ga_loss_scaler_unscale": (
+        _Status,
+        (_handle, _handles, _int64s, c_int64, c_int32, c_double, c_int64, POINTER(c_double)),
+    ),
+    "ga_loss_scaler_update": (_Status, (_handle,)),
+    "ga_loss_scaler_save": (_Status, (_handle, POINTER(LossScalerState))),
+    "ga_loss_scaler_load": (_Status, (_handle, POINTER(LossScalerState))),
     # Accumulation
     "ga_accumulator_create": (_Status, (_handles, _handle, POINTER(AccumulatorOptions))),
     "ga_accumulator_free": (None, (_handle,)),
@@ -581,6 +633,10 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_accumulate": (_Status, (_handle, _handle, c_double)),
     "ga_accumulate_gradients": (_Status, (_handle, _handles, c_int64, c_int32, c_double, c_double)),
     "ga_accumulate_gradient": (_Status, (_handle, c_int64, c_void_p, c_int32, c_double)),
+    "ga_accumulate_scaled_gradients": (
+        _Status,
+        (_handle, _handles, c_int64, c_int32, c_double, c_double, c_double),
+    ),
     "ga_micro_batch_begin": (_Status, (_handle,)),
     "ga_micro_batch_commit": (_Status, (_handle,)),
     "ga_micro_batch_abort": (_Status, (_handle,)),
@@ -589,6 +645,9 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_step": (_Status, (_handle, POINTER(Report))),
     "ga_window_report": (_Status, (_handle, POINTER(Report))),
     "ga_accumulator_set_skip_handler": (_Status, (_handle, SkipFn, c_void_p)),
+    "ga_accumulator_set_loss_scaler": (_Status, (_handle, _handle)),
+    "ga_accumulator_set_retry_handler": (_Status, (_handle, RetryFn, c_void_p)),
+    "ga_unscale": (_Status, (_handle, POINTER(c_double))),
     "ga_data_begin": (_Status, (_handle,)),
     "ga_data_end": (_Status, (_handle, c_int32, POINTER(Report))),
     "ga_gradient_norms": (_Status, (_handle, POINTER(c_double), c_int64)),

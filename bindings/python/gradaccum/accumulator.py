@@ -17,6 +17,7 @@ import numpy as np
 from . import _ffi
 from ._ffi import lib
 from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAOutOfMemoryError, GAShapeError, GAStateError
+from .loss_scaler import LossScaler
 from .ops import reduction_constant
 from .optim import Optimizer
 from .schedules import clock_constant, constant_of
@@ -33,6 +34,7 @@ class Outcome(enum.IntEnum):
     PENDING = _ffi.STEP_PENDING  # the window goes on
     DROPPED = _ffi.STEP_DROPPED  # by end_data("drop")
     EMPTY = _ffi.STEP_EMPTY  # end_data() found nothing in the window
+    SKIPPED_OVERFLOW = _ffi.STEP_SKIPPED_OVERFLOW  # not finite under a loss scale
     MICRO_BATCH_NON_FINITE = _ffi.MICRO_BATCH_NON_FINITE  # a micro-batch is dropped: for a skip handler
 
 
@@ -64,6 +66,7 @@ class Report:
     consecutive_skips: int  # as not finite or an outlier
     non_finite_parameter: int | None  # the first with a NaN or an infinity
     non_finite_micro_batch: int | None  # where that came in, if it is known
+    retries: int  # how often the window was computed again after an overflow
     # What it took, by which reports are not compared.
     accumulator_bytes: int = field(compare=False)
     tensor_bytes: int = field(compare=False)  # of all tensors of the process
@@ -77,6 +80,7 @@ class Report:
             Outcome.SKIPPED_NON_FINITE,
             Outcome.SKIPPED_ZERO_WEIGHT,
             Outcome.SKIPPED_OUTLIER,
+            Outcome.SKIPPED_OVERFLOW,
         )
 
     @classmethod
@@ -89,6 +93,7 @@ class Report:
 
 
 SkipHandler = Callable[[Report], Decision]
+RetryHandler = Callable[[Report], bool]
 Tail = Literal["step", "carry", "drop"]
 _TAILS = {"step": _ffi.TAIL_STEP, "carry": _ffi.TAIL_CARRY, "drop": _ffi.TAIL_DROP}
 _NORMALIZATIONS = {"weight": _ffi.NORMALIZATION_WEIGHT, "sum": _ffi.NORMALIZATION_SUM}
@@ -188,6 +193,8 @@ class Accumulator:
     max_consecutive_skips: one more in a row is an error; 0 for no limit.
     max_loss_z_score, max_norm_z_score: skip a window whose loss, or norm before clipping, is this many standard
         deviations above its running mean, after outlier_warmup applied windows; 0 for no limit.
+    loss_scaler: multiplies losses by its scale, see set_loss_scaler().
+    retry_handler: computes a window again that overflowed, see set_retry_handler().
     """
 
     def __init__(
@@ -209,6 +216,8 @@ class Accumulator:
         max_loss_z_score: float = 0.0,
         max_norm_z_score: float = 0.0,
         outlier_warmup: int = 32,
+        loss_scaler: LossScaler | None = None,
+        retry_handler: RetryHandler | None = None,
     ) -> None:
         self.optimizer = optimizer
         options = _ffi.AccumulatorOptions(
@@ -232,7 +241,13 @@ class Accumulator:
         self._address: int | None = out.value
         self._finalizer = weakref.finalize(self, _free, self._address)
         self._skip_callback: Any = None  # what the library calls, which must live as long
+        self._retry_callback: Any = None
         self._error_of_handler: BaseException | None = None
+        self.loss_scaler: LossScaler | None = None
+        if loss_scaler is not None:
+            self.set_loss_scaler(loss_scaler)
+        if retry_handler is not None:
+            self.set_retry_handler(retry_handler)
         if skip_handler is not None:
             self.set_skip_handler(skip_handler)
 
@@ -302,9 +317,11 @@ class Accumulator:
         weight: float | None,
         *,
         dtype: DType | None = None,
+        scale: float = 1.0,
     ) -> None:
         """Adds gradients that the caller computed, one array per parameter in the optimizer's order; None
-        adds nothing for that parameter. Arrays that are contiguous are read where they are."""
+        adds nothing for that parameter. Arrays that are contiguous are read where they are. scale: the loss scale
+        that they carry, 1 for none, whatever that of the window is."""
         parameters = self.optimizer.parameters
         if len(arrays) != len(parameters):
             raise GAShapeError(
@@ -326,11 +343,12 @@ class Accumulator:
             held.append(np.ascontiguousarray(array))
             addresses[index] = held[-1].ctypes.data
         with self._running_callbacks():
-            lib.ga_accumulate_gradients(
+            lib.ga_accumulate_scaled_gradients(
                 self.handle,
                 addresses,
                 len(arrays),
                 DType.FLOAT32 if dtype is None else dtype,
+                scale,
                 loss,
                 _weight(weight),
             )
@@ -393,6 +411,39 @@ class Accumulator:
         callback = _ffi.SkipFn() if handler is None else _ffi.SkipFn(decide)
         lib.ga_accumulator_set_skip_handler(self.handle, callback, None)
         self._skip_callback = callback
+
+    def set_loss_scaler(self, scaler: LossScaler | None) -> None:
+        """Multiplies losses by the scale of a scaler, from the next window on; None ends that. Sums then hold scaled
+        gradients, which the step divides by the scale along with the weight; all that is reported is without it."""
+        lib.ga_accumulator_set_loss_scaler(self.handle, None if scaler is None else scaler.handle)
+        self.loss_scaler = scaler
+
+    def set_retry_handler(self, handler: RetryHandler | None) -> None:
+        """Has a window computed again that overflowed, where the loss scale can go lower; None for a skip again.
+
+        The handler accumulates the same micro-batches, into the window that is empty by then, and returns True, or
+        False for a skip. An exception of the handler comes out of the step, after the drop."""
+
+        def retry(report: Any, user: Any) -> int:
+            accumulator = this()
+            assert accumulator is not None and handler is not None
+            try:
+                return int(bool(handler(Report._of(report.contents))))
+            except BaseException as error:  # goes on where the library has returned
+                accumulator._error_of_handler = error
+                return -1
+
+        this = weakref.ref(self)
+        callback = _ffi.RetryFn() if handler is None else _ffi.RetryFn(retry)
+        lib.ga_accumulator_set_retry_handler(self.handle, callback, None)
+        self._retry_callback = callback
+
+    def unscale(self) -> float:
+        """Ends the additions to the window and returns the global norm of its mean gradient, without the loss scale
+        and before clipping. A step needs no such call: it is for those that want the norm before it."""
+        norm = c_double()
+        lib.ga_unscale(self.handle, byref(norm))
+        return norm.value
 
     @contextlib.contextmanager
     def _running_callbacks(self) -> Iterator[None]:

@@ -1,0 +1,557 @@
+"""Windows under a loss scale: the laws, policies on overflow, gradients that carry a scale, and the order of calls."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import gradaccum as ga
+import numpy as np
+import pytest
+
+from models import (
+    Model,
+    gpt_arrays,
+    gpt_data,
+    gpt_loss,
+    gpt_weight,
+    part,
+)
+from tally import FLAT_MEMORY, NO_TRACE, SCALING, case
+from windows import INF, NAN, SIZES, Window, afterwards, both_sources, facts, gradients
+
+OVERFLOW, APPLIED = ga.Outcome.SKIPPED_OVERFLOW, ga.Outcome.APPLIED
+
+
+def static(scale: float) -> ga.LossScaler:
+    return ga.LossScaler(scale, dynamic=False)
+
+
+# ====== Law 3: scaling is transparent ======
+
+CLIPPING = {"none": {}, "norm": {"max_grad_norm": 0.5}, "value": {"max_grad_value": 1e-3}, "units": {"agc_clipping": 0.02}}
+
+
+def gpt(**window: Any) -> tuple[Model, Any]:
+    model = Model(gpt_arrays(61, 36, 13, 2), gpt_loss(3), weight=gpt_weight, **window)
+    return model, gpt_data(7, 13, 61)
+
+
+@pytest.mark.law(SCALING)
+@pytest.mark.parametrize("dtype", [ga.float32, ga.bfloat16])
+def test_power_of_two_changes_no_bit(dtype):
+    """Of gradients, reports and weights, from 2^0 to 2^24, under every kind of clipping in turn."""
+    expected = {}
+    with ga.compute_dtype(dtype):
+        for name, clipping in CLIPPING.items():
+            model, data = gpt(**clipping)
+            expected[name] = model.fingerprint(data, [[7], [3, 4]])
+        assert len(set(expected.values())) == len(CLIPPING)
+        for exponent, (name, clipping) in zip(range(25), itertools.cycle(CLIPPING.items())):
+            model, data = gpt(loss_scaler=static(2.0**exponent), **clipping)
+            assert model.fingerprint(data, [[3, 4], [1] * 7]) == expected[name], f"2^{exponent}, {name}"
+            case()
+
+
+@pytest.mark.law(SCALING)
+@pytest.mark.parametrize("options", [{"loss_reduction": "mean"}, {"normalization": "sum"}, {"isolated": True}], ids=str)
+@both_sources
+def test_power_of_two_changes_no_bit_of_other_windows(source, options):
+    def run(**more: Any) -> Any:
+        window = Window(source, **options, **more)
+        found = []
+        for number in range(3):
+            window.add(number)
+            window.add(number + 1, weight=3.0)
+            found += [window.sums(), facts(window.accumulator.window()), facts(window.step()), window.weights()]
+        return [{k: v for k, v in x.items() if k != "loss_scale"} if isinstance(x, dict) else x for x in found]
+
+    expected = run()
+    for exponent in (1, 11, 24):
+        assert run(loss_scaler=static(2.0**exponent)) == expected
+
+
+def test_scale_that_is_no_power_of_two_is_close_and_asked_for():
+    with pytest.raises(ga.GAInvalidArgumentError, match="init_scale is 1000.*such as 512.*allow_any_scale"):
+        ga.LossScaler(1000.0)
+    model, data = gpt(loss_scaler=ga.LossScaler(1000.0, allow_any_scale=True))
+    plain, _ = gpt()
+    report, expected = model.window(data, [7]), plain.window(data, [7])
+    assert report.loss == expected.loss and report.loss_scale == 1000.0
+    assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
+    assert report.gradient_norm != expected.gradient_norm
+
+
+# ====== Law 4: a skip leaves no trace ======
+
+
+@pytest.mark.law(NO_TRACE)
+@both_sources
+@pytest.mark.parametrize("isolated", [False, True])
+def test_infinities_and_nans_at_random_places_leave_no_trace(source, isolated):
+    """The windows that are left have the bits of a run without a scaler that never saw the others."""
+    spoils = [INF, -INF, NAN] if source == "own" else [INF, -INF]  # a NaN of autograd is in the loss already
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        plain = Window(source, isolated=isolated)
+        tried = Window(source, isolated=isolated, loss_scaler=ga.LossScaler(2.0**14, growth_interval=3))
+        applied = 0
+        scales = set()
+        for number in range(0, 60, 3):
+            bad = rng.random(3) < 0.25
+            for i in range(3):
+                tried.add(number + i, spoil=rng.choice(spoils) if bad[i] else None)
+            report = tried.step()
+            scales.add(report.loss_scale)
+            is_applied = not bad.all() if isolated else not bad.any()
+            assert report.outcome == (APPLIED if is_applied else OVERFLOW)
+            if bad.any():
+                assert (report.non_finite_parameter, report.non_finite_micro_batch) == (1, bad.argmax())
+            if not is_applied:
+                continue
+            applied += 1
+            for i in range(3):
+                if not bad[i]:
+                    plain.add(number + i)
+            expected = plain.step()
+            assert (report.update_count, report.gradient_norm) == (applied, expected.gradient_norm)
+            assert tried.weights() == plain.weights()
+        assert len(scales) > 2 and 0 < applied <= 20
+        tried.accumulator.set_loss_scaler(None)
+        after, expected_after = afterwards(tried), afterwards(plain)
+        assert after == expected_after
+
+
+# ====== Law 5: flat memory ======
+
+
+@pytest.mark.law(FLAT_MEMORY)
+@pytest.mark.parametrize("overflows", [False, True])
+def test_steady_state_calls_no_allocator(overflows):
+    scaler = ga.LossScaler(2.0**10, growth_interval=2)
+    model, data = gpt(loss_scaler=scaler, max_grad_norm=0.5)
+    own = [np.ones(1000, np.float32), np.ones(7, np.float32)]
+
+    def window() -> None:
+        for micro_batch in (part(data, 0, 3), part(data, 3, 7)):
+            model.accumulate(micro_batch)
+        if overflows:
+            bad = [None] * (len(model.parameters) - 1) + [np.full(36, INF, np.float32)]
+            model.accumulator.accumulate_gradients(bad, 0.0, 1)
+        model.accumulator.unscale()
+        assert model.accumulator.step().outcome == (OVERFLOW if overflows else APPLIED)
+        scaler.unscale(own, 1.0)
+        scaler.update()
+
+    for _ in range(3):
+        window()
+    before = ga.memory_usage()
+    for _ in range(10):
+        window()
+    after = ga.memory_usage()
+    assert after.allocator_calls == before.allocator_calls
+    assert (after.live_bytes, after.arena_bytes) == (before.live_bytes, before.arena_bytes)
+
+
+# ====== Policies ======
+
+
+@pytest.mark.law(SCALING, NO_TRACE)
+@both_sources
+@pytest.mark.parametrize("isolated", [False, True])
+def test_retried_window_has_the_bits_of_one_that_never_overflowed(source, isolated):
+    """Nothing of the tries before is left: sums, statistics, counters, and micro-batches of isolated mode."""
+    asked: list[tuple[float, int | None]] = []
+
+    def retry(report: ga.Report) -> bool:
+        asked.append((report.loss_scale, report.non_finite_micro_batch))
+        with pytest.raises(ga.GAStateError, match="is being computed again"):
+            window.accumulator.step()
+        with pytest.raises(ga.GAStateError, match="is being computed again"):
+            window.accumulator.end_data("drop")
+        window.add(0)
+        window.add(1, spoil=huge)
+        return True
+
+    huge = 1.5 * 2.0**110  # overflows above 2^17
+    scaler = ga.LossScaler(2.0**20, hysteresis=3)
+    window = Window(source, isolated=isolated, loss_scaler=scaler, retry_handler=retry)
+    window.add(0)
+    window.add(1, spoil=huge)
+    report = window.step()
+    plain = Window(source, isolated=isolated)
+    plain.add(0)
+    plain.add(1, spoil=huge)
+    expected = plain.step()
+    assert asked == [(2.0**20, 1), (2.0**19, 1), (2.0**18, 1)]
+    assert (report.outcome, report.retries, report.loss_scale) == (APPLIED, 3, 2.0**17)
+    assert (report.gradient_norm, report.micro_batches, report.aborted_micro_batches) == (expected.gradient_norm, 2, 0)
+    assert scaler.state_dict() == {"scale": 2.0**17, "growth_tracker": 1, "hysteresis_tracker": 3, "found": 0}
+    assert window.weights() == plain.weights()
+    window.accumulator.set_loss_scaler(None)
+    assert afterwards(window) == afterwards(plain)
+
+
+@pytest.mark.parametrize("way", ["declines", "raises", "accumulates nothing", "leaves a micro-batch open"])
+def test_retry_that_does_not_come_off_drops_the_window(way):
+    def retry(report: ga.Report) -> bool:
+        if way == "raises":
+            raise KeyError("no data")
+        if way == "leaves a micro-batch open":
+            window.accumulator.micro_batch()
+        return way != "declines"
+
+    scaler = ga.LossScaler(8.0)
+    window, plain = Window("own", loss_scaler=scaler, retry_handler=retry), Window("own")
+    window.add(0, spoil=INF)
+    if way == "declines":
+        report = window.step()
+        assert (report.outcome, report.non_finite_parameter, report.loss_scale) == (OVERFLOW, 1, 8.0)
+    elif way == "raises":
+        with pytest.raises(KeyError, match="no data"):
+            window.step()
+    else:
+        words = "accumulated nothing" if way == "accumulates nothing" else "micro-batch 0 is open"
+        with pytest.raises(ga.GAStateError, match=words):
+            window.step()
+    assert scaler.scale == 4.0
+    assert window.accumulator.window().micro_batches == 0
+    window.accumulator.set_retry_handler(None)
+    window.accumulator.set_loss_scaler(None)
+    reports, weights = afterwards(window)
+    assert weights == afterwards(plain)[1]
+
+
+def test_window_at_the_floor_is_not_retried_and_counts_as_a_skip():
+    asked: list[float] = []
+    scaler = ga.LossScaler(4.0)
+    window = Window("own", loss_scaler=scaler, max_consecutive_skips=2)
+    for scale in (4.0, 2.0):
+        window.add(0, spoil=NAN)
+        assert (window.step().loss_scale, scaler.scale) == (scale, scale / 2)
+    window.add(0, spoil=NAN)
+    with pytest.raises(ga.GANonFiniteError, match="3 windows in a row.*loss scale of 1.0.*cannot go lower.*min_scale"):
+        window.step()
+    window.good()
+    window.accumulator.set_retry_handler(lambda report: asked.append(report.loss_scale) or True)
+    window.add(0, spoil=NAN)
+    assert (window.step().outcome, asked, scaler.scale) == (OVERFLOW, [], 1.0)
+
+
+def test_overflows_that_lower_the_scale_do_not_count_for_the_limit():
+    scaler = ga.LossScaler(2.0**20)
+    window = Window("own", loss_scaler=scaler, max_consecutive_skips=1)
+    for skip in range(1, 20):
+        window.add(0, spoil=INF)
+        assert (window.step().consecutive_skips, scaler.scale) == (skip, 2.0 ** (20 - skip))
+    assert window.good().consecutive_skips == 0
+
+
+def test_raise_and_skip_handler_see_the_overflow():
+    seen: list[ga.Outcome] = []
+
+    def decide(report: ga.Report) -> ga.Decision:
+        seen.append(report.outcome)
+        return ga.Decision.RAISE
+
+    for options in ({"on_non_finite": "raise"}, {"skip_handler": decide}):
+        scaler = ga.LossScaler(16.0)
+        window = Window("own", loss_scaler=scaler, **options)
+        window.add(0)
+        window.add(1, spoil=INF)
+        words = r'at a loss scale of 16.0.*parameters\[1\], "shift" in micro-batch 1.*lower the scale'
+        with pytest.raises(ga.GANonFiniteError, match=words):
+            window.step()
+        assert scaler.scale == 8.0
+    assert seen == [OVERFLOW]
+
+
+def test_loss_that_is_not_finite_is_no_overflow():
+    scaler = ga.LossScaler(16.0)
+    window = Window("own", loss_scaler=scaler)
+    with pytest.raises(ga.GANonFiniteError):
+        window.add(0, loss=NAN)
+    window.good()
+    isolated = Window("own", isolated=True, loss_scaler=scaler)
+    isolated.add(0, loss=INF)
+    isolated.add(1)
+    report = isolated.step()
+    assert (report.outcome, report.aborted_micro_batches, report.non_finite_micro_batch) == (APPLIED, 1, 0)
+    assert scaler.scale == 16.0
+    assert not scaler.state_dict()["found"] == 2
+
+
+def test_mean_beyond_float32_is_no_overflow():
+    scaler = ga.LossScaler(2.0)
+    window = Window("own", loss_scaler=scaler)
+    window.accumulator.accumulate_gradients([np.full(size, 1e9, np.float32) for size in SIZES], 0.0, 1e-30)
+    assert window.step().outcome == ga.Outcome.SKIPPED_NON_FINITE
+    assert (scaler.scale, scaler.state_dict()["growth_tracker"]) == (2.0, 0)
+
+
+def test_change_takes_effect_at_the_next_window():
+    scaler = ga.LossScaler(2.0**10)
+    window, plain = Window("own", loss_scaler=scaler), Window("own")
+    for one in (window, plain):
+        one.add(0)
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**5})
+    for one in (window, plain):
+        one.add(1)
+    assert window.accumulator.window().loss_scale == 2.0**10
+    assert window.step().gradient_norm == plain.step().gradient_norm
+    window.add(2)
+    assert window.step().loss_scale == 2.0**5
+
+
+def test_failed_accumulate_begins_no_window():
+    scaler = ga.LossScaler(2.0**10)
+    window = Window("own", loss_scaler=scaler)
+    with pytest.raises(ga.GAError):
+        window.add(0, loss=NAN)
+    stranger = ga.tensor(np.ones(2, np.float32), requires_grad=True)
+    with pytest.raises(ga.GAInvalidArgumentError):
+        window.accumulator.accumulate(ga.sum(stranger), 1.0)
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**5})
+    window.add(0)
+    assert window.step().loss_scale == 2.0**5
+
+
+# ====== Gradients that carry a scale ======
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16], ids=["float32", "float16", "bfloat16"])
+def test_sums_are_the_same_whatever_scale_gradients_carry(dtype):
+    """Of all kinds in one window, with and without a scaler: what goes in is what is said of it, to the last bit."""
+
+    def converted(x: np.ndarray) -> np.ndarray:
+        return (x.view(np.uint32) >> 16).astype(np.uint16) if dtype == np.uint16 else x.astype(dtype)
+
+    coarse = [[(np.round(x * 8) / 8).astype(np.float32) for x in gradients(n)] for n in range(4)]
+
+    def run(scaler: ga.LossScaler | None, carried: list[float]) -> Any:
+        window = Window("own", loss_scaler=scaler)
+        for arrays, scale in zip(coarse, carried):
+            scaled = [converted(x * np.float32(scale)) for x in arrays]
+            window.accumulator.accumulate_gradients(scaled, 1.0, 2.0, scale=scale)
+        return window.sums(), window.step().gradient_norm, window.weights()
+
+    expected = run(None, [1.0] * 4)
+    for scaler, carried in itertools.product(
+        (None, static(1.0), static(2.0**16)), ([1.0] * 4, [2.0**7] * 4, [0.5, 1.0, 2.0**8, 4.0])
+    ):
+        assert run(scaler, carried) == expected
+
+
+def test_overflow_of_half_precision_gradients_is_found():
+    scaler = ga.LossScaler(2.0**10)
+    window = Window("own", loss_scaler=scaler)
+    with np.errstate(over="ignore"):
+        arrays = [(x * np.float32(1e6)).astype(np.float16) for x in gradients(0)]
+    window.accumulator.accumulate_gradients(arrays, 1.0, 1.0, scale=2.0**10)
+    assert (window.step().outcome, scaler.scale) == (OVERFLOW, 2.0**9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["float32", "bfloat16"])
+def test_unscale_divides_in_place_and_gives_the_norm(dtype):
+    rng = np.random.default_rng(0)
+    exact = [(rng.integers(-64, 64, size) / 64).astype(np.float32) for size in ((3, 5), (100_003,), (1,))]
+    arrays = [np.asarray(x * np.float32(2.0**12)) for x in exact]
+    if dtype == np.uint16:
+        arrays = [np.asarray((x.view(np.uint32) >> 16).astype(np.uint16)) for x in arrays]
+    scaler = ga.LossScaler()
+    norm = scaler.unscale([*arrays, None], 2.0**12, optimizer=-3)
+    assert norm == pytest.approx(np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in exact)), rel=1e-12)
+    for array, wanted in zip(arrays, exact):
+        found = (array.astype(np.uint32) << 16).view(np.float32) if dtype == np.uint16 else array
+        assert (found == wanted).all()
+
+
+def test_unscale_refuses_what_it_cannot_do():
+    scaler = ga.LossScaler()
+    with pytest.raises(ga.GADTypeError, match="float16.*accumulate_scaled_gradients"):
+        scaler.unscale([np.ones(3, np.float16)], 8.0)
+    with pytest.raises(ga.GADTypeError, match="arrays.1. is"):
+        scaler.unscale([np.ones(3, np.float32), np.ones(3, np.float16)], 8.0)
+    with pytest.raises(ga.GAInvalidArgumentError, match="not contiguous"):
+        scaler.unscale([np.ones((3, 4), np.float32).T], 8.0)
+    for scale in (0.0, -1.0, INF, NAN, 2.0**65):
+        with pytest.raises(ga.GAInvalidArgumentError, match="scale is"):
+            scaler.unscale([np.ones(3, np.float32)], scale)
+        with pytest.raises(ga.GAInvalidArgumentError, match="scale is"):
+            Window("own").accumulator.accumulate_gradients(gradients(0), 1.0, 1.0, scale=scale)
+    scaler.unscale([np.ones(3, np.float32)], 8.0)
+
+
+# ====== The norm before the step ======
+
+
+@both_sources
+def test_norm_before_the_step_is_that_of_the_step_and_changes_no_bit(source):
+    plain = Window(source, max_grad_norm=0.1)
+    early = Window(source, max_grad_norm=0.1, loss_scaler=static(2.0**10))
+    for number in range(0, 6, 2):
+        for window in (plain, early):
+            window.add(number)
+            window.add(number + 1)
+        norm = early.accumulator.unscale()
+        sums = early.sums()
+        assert sums == plain.sums()
+        assert early.accumulator.window().gradient_norm == norm
+        for call in (lambda: early.add(9), lambda: early.accumulator.micro_batch()):
+            with pytest.raises(ga.GAStateError, match="the window was unscaled, and nothing more can be added"):
+                call()
+        with pytest.raises(ga.GAStateError, match="was unscaled before.*window_report"):
+            early.accumulator.unscale()
+        with pytest.raises(ga.GAStateError, match="was unscaled"):
+            early.accumulator.end_data("carry")
+        assert early.sums() == sums
+        report, expected = early.step(), plain.step()
+        assert norm == report.gradient_norm == expected.gradient_norm
+        assert report.clip_factor == expected.clip_factor
+        assert early.weights() == plain.weights()
+    early.accumulator.set_loss_scaler(None)
+    assert afterwards(early) == afterwards(plain)
+
+
+def test_norm_before_the_step_of_a_tied_table():
+    """Sums of several places become one when they are read, and are not added up twice."""
+    arrays = gpt_arrays(61, 36, 13, 1)
+    found = []
+    for early in (False, True):
+        model = Model(arrays, gpt_loss(3), weight=gpt_weight)
+        for _ in range(2):
+            model.accumulate(gpt_data(7, 13, 61))
+            if early:
+                norm = model.accumulator.unscale()
+                assert model.accumulator.window().gradient_norm == norm
+            found.append((model.gradients(), model.accumulator.step().gradient_norm, model.weights()))
+    assert found[:2] == found[2:]
+
+
+def test_norm_before_the_step_needs_a_whole_window():
+    window = Window("own")
+    with pytest.raises(ga.GAStateError, match="unscale: the window is empty"):
+        window.accumulator.unscale()
+    window.add(0, weight=None)
+    with pytest.raises(ga.GAStateError, match="weight of micro-batch 0 is missing"):
+        window.accumulator.unscale()
+    window.accumulator.set_weight(0, 0.0)
+    assert window.accumulator.unscale() == 0.0
+    assert window.step().outcome == ga.Outcome.SKIPPED_ZERO_WEIGHT
+    with window.accumulator.micro_batch():
+        window.add(1)
+        with pytest.raises(ga.GAStateError, match="micro-batch 0 is open"):
+            window.accumulator.unscale()
+    window.add(2, spoil=INF)
+    assert not np.isfinite(window.accumulator.unscale())
+    window.accumulator.zero()
+    window.good()
+
+
+def test_parameter_that_is_frozen_between_norm_and_step_is_left_alone():
+    window = Window("own", loss_scaler=static(4.0))
+    window.add(0)
+    window.accumulator.unscale()
+    window.parameters[1].requires_grad = False
+    before = window.weights()
+    report = window.step()
+    first = gradients(0)[0].astype(np.float64) / 2
+    assert report.gradient_norm == pytest.approx(np.sqrt((first**2).sum()), rel=1e-6)
+    assert window.weights()[0] != before[0] and window.weights()[1] == before[1]
+
+
+# ====== Scalers and their accumulators ======
+
+
+def test_scaler_is_set_between_windows():
+    scaler = ga.LossScaler(8.0)
+    window = Window("own")
+    window.add(0)
+    with pytest.raises(ga.GAStateError, match="the window holds micro-batches.*step, or drop them"):
+        window.accumulator.set_loss_scaler(scaler)
+    assert window.step().loss_scale == 1.0
+    window.accumulator.set_loss_scaler(scaler)
+    scaler.close()
+    assert window.good().loss_scale == 8.0
+    window.accumulator.set_loss_scaler(None)
+    assert window.good().loss_scale == 1.0
+
+
+def test_accumulator_that_is_freed_leaves_the_round():
+    scaler = ga.LossScaler(8.0)
+    first, second = (Window("own", loss_scaler=scaler) for _ in range(2))
+    first.add(0, spoil=INF)
+    first.step()
+    assert scaler.scale == 8.0, "the other one may still end its window"
+    second.accumulator.close()
+    del second
+    assert scaler.scale == 4.0
+    first.add(0, spoil=INF)
+    first.step()
+    assert scaler.scale == 2.0
+
+
+def test_dropped_window_tells_nothing():
+    scaler = ga.LossScaler(8.0, growth_interval=1)
+    window = Window("own", loss_scaler=scaler)
+    before = scaler.state_dict()
+    window.add(0, spoil=INF)
+    window.accumulator.zero()
+    window.add(0, spoil=INF)
+    window.accumulator.end_data("drop")
+    assert scaler.state_dict() == before
+
+
+def test_state_goes_on_in_another_scaler():
+    options: dict[str, Any] = {"growth_interval": 3, "hysteresis": 2}
+    rng = np.random.default_rng(0)
+    scaler = ga.LossScaler(64.0, **options)
+    window = Window("own", loss_scaler=scaler)
+    for _ in range(40):
+        window.add(0, spoil=INF if rng.random() < 0.4 else None)
+        window.step()
+        other = ga.LossScaler(64.0, **options)
+        other.load_state_dict(scaler.state_dict())
+        assert other.state_dict() == scaler.state_dict()
+        window.accumulator.set_loss_scaler(other)
+        scaler = other
+    for change in ({"scale": 3.0}, {"scale": 0.25}, {"growth_tracker": 3}, {"hysteresis_tracker": 0}, {"found": 3}):
+        before = scaler.state_dict()
+        with pytest.raises(ga.GAInvalidArgumentError, match=f"{next(iter(change))} is {next(iter(change.values()))}"):
+            scaler.load_state_dict({**before, **change})
+        assert scaler.state_dict() == before
+    with pytest.raises(ga.GAInvalidArgumentError, match="are needed"):
+        scaler.load_state_dict({"scale": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"init_scale": 0.0}, "init_scale is 0"),
+        ({"init_scale": NAN}, "init_scale is nan"),
+        ({"init_scale": 2.0**25}, "init_scale is .*1.0 ... "),
+        ({"growth_factor": 1.0}, "growth_factor is 1.*dynamic"),
+        ({"growth_factor": 3.0}, "growth_factor is 3.*such as 2"),
+        ({"backoff_factor": 1.0}, "backoff_factor 1.*dynamic"),
+        ({"backoff_factor": 0.0}, "backoff_factor is 0"),
+        ({"backoff_factor": 0.3}, "backoff_factor is 0.3.*such as 0.25"),
+        ({"growth_interval": 0}, "growth_interval is 0"),
+        ({"hysteresis": 0}, "hysteresis is 0"),
+        ({"min_scale": INF}, "min_scale is inf"),
+        ({"min_scale": 2.0**17}, "init_scale is"),
+        ({"max_scale": 0.5}, "max_scale is 0.5"),
+        ({"max_scale": 2.0**65}, "max_scale is"),
+        ({"consecutive_hysteresis": 2}, "consecutive_hysteresis is 2"),
+        ({"dynamic": 2}, "dynamic is 2"),
+    ],
+    ids=str,
+)
+def test_option_outside_of_its_range_is_named(options, words):
+    with pytest.raises(ga.GAInvalidArgumentError, match=words):
+        ga.LossScaler(**options)
+
+
+def test_scaler_of_another_kind_is_refused():
+    window = Window("own")
+    with pytest.raises(ga.GAInvalidArgumentError, match="scaler is no live ga_loss_scaler"):
+        ga.accumulator.lib.ga_accumulator_set_loss_scaler(window.accumulator.handle, window.optimizer.handle)

@@ -1,0 +1,138 @@
+"""Loss scaling for half precision."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from ctypes import byref, c_double, c_int64, c_void_p
+from typing import Any
+
+import numpy as np
+
+from . import _ffi
+from ._ffi import lib
+from .errors import GADTypeError, GAInvalidArgumentError
+from .tensor import numpy_dtype_of
+
+
+class LossScaler:
+    """The number that losses are multiplied by, so that gradients in half precision do not vanish: it goes down when
+    they overflow, and up again when they have not for a while.
+
+    Given to an Accumulator, or several, it does all by itself. With gradients of your own:
+
+        scale = scaler.scale
+        ...  # the backward pass of scale * loss
+        norm = scaler.unscale(gradients, scale)
+        if math.isfinite(norm):
+            ...  # clip and step
+        scaler.update()
+
+    growth_interval: the scale grows after this many updates in a row without an overflow.
+    hysteresis: it goes down with the last of this many overflows, and each that follows, counted anew once it has
+        grown; with consecutive_hysteresis, after each update without an overflow.
+    min_scale, max_scale: it never goes below or above these.
+    dynamic: False for a scale that stays init_scale.
+    allow_any_scale: takes scales and factors that are no powers of two, which change the rounding of gradients.
+    """
+
+    def __init__(
+        self,
+        init_scale: float = 65536.0,
+        *,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        hysteresis: int = 1,
+        consecutive_hysteresis: bool = False,
+        min_scale: float = 1.0,
+        max_scale: float = 2.0**24,
+        dynamic: bool = True,
+        allow_any_scale: bool = False,
+    ) -> None:
+        options = _ffi.LossScalerOptions(
+            dynamic=int(dynamic),
+            init_scale=init_scale,
+            growth_factor=growth_factor,
+            backoff_factor=backoff_factor,
+            growth_interval=growth_interval,
+            hysteresis=hysteresis,
+            consecutive_hysteresis=int(consecutive_hysteresis),
+            min_scale=min_scale,
+            max_scale=max_scale,
+            allow_any_scale=int(allow_any_scale),
+        )
+        out = c_void_p()
+        lib.ga_loss_scaler_create(byref(out), byref(options))
+        self._address: int | None = out.value
+        self._finalizer = weakref.finalize(self, lib.ga_loss_scaler_free, self._address)
+
+    @property
+    def handle(self) -> int:
+        """The ga_loss_scaler address, for calls of the C library."""
+        if self._address is None:
+            raise GAInvalidArgumentError("the loss scaler was closed")
+        return self._address
+
+    def close(self) -> None:
+        """Frees the handle now. Closing twice does nothing; accumulators go on with the scaler."""
+        self._address = None
+        self._finalizer()
+
+    @property
+    def scale(self) -> float:
+        """The scale of the next window, or of gradients of your own until update()."""
+        value = c_double()
+        lib.ga_loss_scaler_scale(self.handle, byref(value))
+        return value.value
+
+    def unscale(self, arrays: Sequence[np.ndarray | None], scale: float, *, optimizer: int = 0) -> float:
+        """Divides gradients of your own by the scale that they carry, in place, and returns the norm of all, which is
+        finite exactly if all elements are. optimizer: a number that tells your optimizers apart."""
+        addresses: Any = (c_void_p * len(arrays))()
+        counts: Any = (c_int64 * len(arrays))()
+        dtype = None
+        for index, array in enumerate(arrays):
+            if array is None:
+                continue
+            kind = numpy_dtype_of(array)
+            dtype = kind if dtype is None else dtype
+            if kind != dtype:
+                raise GADTypeError(f"arrays[{index}] is {kind.name.lower()} and others {dtype.name.lower()}")
+            if not (array.flags.c_contiguous and array.flags.writeable):
+                raise GAInvalidArgumentError(
+                    f"arrays[{index}] is not contiguous and writable, and would be changed in place: pass a copy"
+                )
+            addresses[index] = array.ctypes.data
+            counts[index] = array.size
+        norm = c_double()
+        lib.ga_loss_scaler_unscale(
+            self.handle,
+            addresses,
+            counts,
+            len(arrays),
+            _ffi.FLOAT32 if dtype is None else dtype,
+            scale,
+            optimizer,
+            byref(norm),
+        )
+        return norm.value
+
+    def update(self) -> None:
+        """Ends a round that unscale() had a part in. Rounds of accumulators alone end by themselves."""
+        lib.ga_loss_scaler_update(self.handle)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What another scaler with the same options goes on from."""
+        state = _ffi.LossScalerState()
+        lib.ga_loss_scaler_save(self.handle, byref(state))
+        return {name: getattr(state, name) for name, _ in state._fields_[1:]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state. Windows in progress keep their scale."""
+        names = [name for name, _ in _ffi.LossScalerState._fields_[1:]]
+        if sorted(state) != sorted(names):
+            raise GAInvalidArgumentError(
+                f"the state has {', '.join(sorted(state)) or 'nothing'}, and {', '.join(names)} are needed"
+            )
+        lib.ga_loss_scaler_load(self.handle, byref(_ffi.LossScalerState(**state)))
