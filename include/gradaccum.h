@@ -840,6 +840,44 @@ typedef struct ga_scaling_options {
  */
 ga_status ga_optimizer_set_scaling(ga_optimizer *optimizer, const ga_scaling_options *options);
 
+/* ====== State of optimizers ============================================================================= */
+/*
+ * What updates have made of an optimizer, as bytes: the arrays that its rule keeps and their clocks, the clock of
+ * schedules, and what a plateau has seen. A program that brings it back together with the weights, into an optimizer that
+ * it has created and set up as before, goes on from the end of a window to the bit. The state has no weights,
+ * hyperparameters, groups, schedules, scalings or averages, nothing of a window in progress, and not what an accumulator
+ * has seen: skips in a row, and the losses and norms that max_loss_z_score and max_norm_z_score look at.
+ *
+ * The bytes are the same on every machine: words of 8 bytes, little endian, each an integer or a double. A text is its
+ * length in bytes and these, a shape is its number of axes and their lengths, and bytes end with zeros up to a whole word.
+ *     "ga_optim", version: 1, size of the state in bytes, text: name of the rule as in ga_<rule>_create
+ *     updates applied, double: their weight
+ *     plateau: double: factor, 1 if it has seen a value, double: the best one or 0, values without an improvement,
+ *         values that will not count
+ *     number of parameters, and for each
+ *         shape, updates, double: updates of the base weight (see beta2_half_life), 1 if its moments hold a part of a
+ *             window that it was frozen in (see GA_ACCUMULATE_INTO_MOMENTS)
+ *         number of arrays, and for each: text: name as in PyTorch, text: "float32" or "uint8", shape, its elements
+ */
+
+/* The size of the state. It is the same at any time. */
+ga_status ga_optimizer_state_bytes(const ga_optimizer *optimizer, int64_t *out);
+
+/*
+ * Writes the state to out, which has room for size_bytes: what ga_optimizer_state_bytes gives.
+ * Errors: INVALID_ARGUMENT if it is another size; STATE from a callback of an accumulate or a step, and in the middle of
+ * a window whose gradients go into moments.
+ */
+ga_status ga_optimizer_save_state(const ga_optimizer *optimizer, void *out, int64_t size_bytes);
+
+/*
+ * Goes on from a state, of size_bytes, of an optimizer with the same rule and shapes. Set a schedule before: a new plateau
+ * has seen nothing. The whole state is checked, and only then anything changes; elements of arrays may be anything.
+ * Errors: INVALID_ARGUMENT for a state of another rule, or one that is cut short or damaged; SHAPE; UNSUPPORTED for one of
+ * a newer library; STATE as for saving, and for moments that hold a part of a window if the accumulator takes none in.
+ */
+ga_status ga_optimizer_load_state(ga_optimizer *optimizer, const void *state, int64_t size_bytes);
+
 /* ====== Averages of weights ============================================================================= */
 
 typedef struct ga_average ga_average;

@@ -20,6 +20,7 @@ from calls import (
     out,
     patterned,
     sizes,
+    state,
     tensor,
 )
 from support import (
@@ -594,6 +595,33 @@ for field, value in (("rule", 3), ("rule", -1), ("beta2_half_life", 2)):
     )
 case("ga_optimizer_set_scaling: of an optimizer without beta2", INVALID_ARGUMENT, "beta2_half_life", "sgd")(
     changed("ga_optimizer_set_scaling", 1, lambda w: _ffi.ScalingOptions(base_weight=1.0, beta2_half_life=1))
+)
+
+# ------ state of optimizers ------
+
+for function in ("ga_optimizer_save_state", "ga_optimizer_load_state"):
+    for size in (-1, 0, 8, 1 << 40 if function == "ga_optimizer_save_state" else 24, I64_MIN):
+        case(f"{function}: size_bytes {size}", INVALID_ARGUMENT, "state")(changed(function, 2, size))
+
+
+def loaded(given: Callable[[], int]) -> Call:
+    """Into an optimizer of the rule SGD with the shape [2]."""
+
+    def call(w: World) -> tuple:
+        saved = state(given())
+        return "ga_optimizer_load_state", w.free_optimizer, saved, len(saved)
+
+    return call
+
+
+case("ga_optimizer_load_state: of another rule", INVALID_ARGUMENT, "adamw", "sgd")(
+    loaded(lambda: optimizer([leaf(np.ones(2))], "ga_adamw_create"))
+)
+case("ga_optimizer_load_state: of another shape", SHAPE, "parameters[0]", "[7]")(
+    loaded(lambda: optimizer([leaf(np.ones(7))]))
+)
+case("ga_optimizer_load_state: no state", INVALID_ARGUMENT, "save_state")(
+    lambda w: ("ga_optimizer_load_state", w.optimizer, b"x" * 200, 200)
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from ctypes import c_char_p, c_double, c_int32, c_int64, c_void_p
+from ctypes import c_char, c_char_p, c_double, c_int32, c_int64, c_void_p
 from typing import Any
 
 import numpy as np
@@ -185,6 +185,14 @@ def cosine(**changed: Any) -> _ffi.ScheduleOptions:
     )
 
 
+def state(optimizer: int) -> bytes:
+    size = c_int64()
+    ok(raw.ga_optimizer_state_bytes(optimizer, size))
+    saved = ctypes.create_string_buffer(size.value)
+    ok(raw.ga_optimizer_save_state(optimizer, saved, size.value))
+    return saved.raw
+
+
 def with_plateau(optimizer: int) -> int:
     plateau = _ffi.ScheduleOptions(kind=_ffi.SCHEDULE_PLATEAU, plateau_signal=_ffi.PLATEAU_METRIC)
     ok(raw.ga_optimizer_set_schedule(optimizer, plateau))
@@ -316,6 +324,13 @@ VALID: dict[str, Arguments] = {
     "ga_optimizer_next_learning_rate": lambda w: [w.optimizer, patterned(c_double)],
     "ga_schedule_factor": lambda w: [cosine(), 50.0, patterned(c_double)],
     "ga_optimizer_set_scaling": lambda w: [w.optimizer, _ffi.ScalingOptions(rule=1, base_weight=2.0)],
+    "ga_optimizer_state_bytes": lambda w: [w.optimizer, patterned(c_int64)],
+    "ga_optimizer_save_state": lambda w: [
+        w.optimizer,
+        patterned(c_char * len(state(w.optimizer))),
+        len(state(w.optimizer)),
+    ],
+    "ga_optimizer_load_state": lambda w: [w.optimizer, state(w.optimizer), len(state(w.optimizer))],
     "ga_average_create": lambda w: [out(), w.optimizer, _ffi.AverageOptions()],
     "ga_average_free": lambda w: [w.average],
     "ga_average_weights": lambda w: [out(), w.average, 0],

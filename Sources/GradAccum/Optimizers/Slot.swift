@@ -6,6 +6,9 @@ public struct Slot: Sendable, Equatable {
         case uint8
 
         public var byteCount: Int { self == .float32 ? 4 : 1 }
+
+        /// As numpy has it.
+        var name: String { self == .float32 ? "float32" : "uint8" }
     }
 
     /// As PyTorch's state dictionaries have it, where there is one: "exp_avg".
@@ -24,6 +27,7 @@ public struct Slot: Sendable, Equatable {
 struct SlotMemory {
     let slot: Slot
     let storage: Storage
+    let byteCount: Int
 
     var floats: UnsafeMutablePointer<Float> { storage.address.assumingMemoryBound(to: Float.self) }
 
@@ -37,5 +41,6 @@ struct SlotMemory {
         }
         self.slot = slot
         self.storage = storage
+        self.byteCount = byteCount
     }
 }

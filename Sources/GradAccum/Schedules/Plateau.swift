@@ -75,9 +75,11 @@ public struct Plateau: Sendable, Equatable {
     /// What a plateau has seen.
     struct State: Sendable, Equatable {
         var factor = 1.0
-        private var best: Double?
-        private var badCount = 0
-        private var cooldownCount = 0
+        var best: Double?
+        var badCount = 0
+        var cooldownCount = 0
+
+        init() {}
 
         /// The next value.
         mutating func see(_ value: Double, _ plateau: Plateau) {

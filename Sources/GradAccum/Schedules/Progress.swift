@@ -5,7 +5,7 @@ struct Progress {
     private(set) var weight = 0.0
     private(set) var schedule: Schedule?
     var scaling: BatchScaling?
-    private var plateau = Plateau.State()
+    private(set) var plateau = Plateau.State()
 
     func reading(of clock: UpdateClock) -> Double {
         switch clock {
@@ -38,6 +38,13 @@ struct Progress {
         see(loss, as: .windowLoss)
         updates += 1
         self.weight += weight
+    }
+
+    /// Goes on from where another has come to; what it follows stays.
+    mutating func resume(updates: Int, weight: Double, plateau: Plateau.State) {
+        self.updates = updates
+        self.weight = weight
+        self.plateau = plateau
     }
 
     /// Shows a value to a plateau that waits for such, once the schedule is warm.

@@ -602,6 +602,10 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_optimizer_next_learning_rate": (_Status, (_handle, POINTER(c_double))),
     "ga_schedule_factor": (_Status, (POINTER(ScheduleOptions), c_double, POINTER(c_double))),
     "ga_optimizer_set_scaling": (_Status, (_handle, POINTER(ScalingOptions))),
+    # State of optimizers
+    "ga_optimizer_state_bytes": (_Status, (_handle, _int64s)),
+    "ga_optimizer_save_state": (_Status, (_handle, c_void_p, c_int64)),
+    "ga_optimizer_load_state": (_Status, (_handle, c_void_p, c_int64)),
     # Averages of weights
     "ga_average_create": (_Status, (_handles, _handle, POINTER(AverageOptions))),
     "ga_average_free": (None, (_handle,)),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from ctypes import Structure, byref, c_double, c_int64, c_void_p
+from collections.abc import Callable, Iterable, Mapping
+from ctypes import Structure, byref, c_char, c_double, c_int64, c_void_p
 from typing import Any
 
-from . import _ffi
+from . import _ffi, state
 from ._ffi import lib
 from .errors import GAInvalidArgumentError
 from .scaling import BatchScaling
@@ -195,6 +195,26 @@ class Optimizer:
         value = c_double()
         lib.ga_optimizer_clock(self.handle, clock_constant(clock), byref(value))
         return value.value
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of what updates have made of the optimizer, for load_state_dict(), in numpy arrays and plain values.
+
+        "state" has, by the place of each parameter, its "step" and the arrays of its rule under the names of PyTorch,
+        such as "exp_avg"; "updates" and "weight" are the clock. Unlike PyTorch's it has no "param_groups": weights,
+        hyperparameters, groups, schedules, scalings and averages are the program's to bring back. Nor has it a window
+        in progress, or the losses and norms that an accumulator finds outliers with.
+        """
+        size = c_int64()
+        lib.ga_optimizer_state_bytes(self.handle, byref(size))
+        data = bytearray(size.value)
+        lib.ga_optimizer_save_state(self.handle, (c_char * len(data)).from_buffer(data), len(data))
+        return state.to_dict(data)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from a state_dict() of an optimizer with the same rule and shapes; with the weights of then, to the
+        bit. Set a schedule before: a new Plateau has seen nothing. What it refuses changes nothing."""
+        data = state.to_bytes(state_dict)
+        lib.ga_optimizer_load_state(self.handle, data, len(data))
 
 
 def _flat(parameters: Parameters) -> list[Tensor]:
