@@ -35,31 +35,18 @@ public func ga_checkpoint(
 ) -> ga_status {
     making(out) { () throws(GAError) in
         let inputs = try tensors(inputs, count, "inputs")
-        let block = ForeignBlock(try required(block, "block"), user, release)
+        let user = ForeignUser(user, release)
+        let block = ForeignBlock(function: try required(block, "block"), user: user)
         let result = try checkpoint(inputs) { (inputs) throws(GAError) in try block.run(inputs) }
-        block.isOwned = true
+        user.isOwned = true
         return result
     }
 }
 
-/// A block of the caller, and what it wants released with it.
-private final class ForeignBlock {
-    private let function: ga_block_fn
-    private let user: UnsafeMutableRawPointer?
-    private let release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?
-    /// Whether `user` is the library's to release: not before the caller has been told of success.
-    var isOwned = false
-
-    init(
-        _ function: @escaping ga_block_fn, _ user: UnsafeMutableRawPointer?,
-        _ release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?
-    ) {
-        self.function = function
-        self.user = user
-        self.release = release
-    }
-
-    deinit { if isOwned { release?(user) } }
+/// A block of the caller.
+private struct ForeignBlock {
+    let function: ga_block_fn
+    let user: ForeignUser
 
     func run(_ inputs: [Tensor]) throws(GAError) -> Tensor {
         let scope = try Scope.open()
@@ -67,11 +54,8 @@ private final class ForeignBlock {
         var handles: [OpaquePointer?] = []
         for input in inputs { handles.append(try handle(of: input)) }
         var out: OpaquePointer?
-        let status = function(&out, handles, Int64(handles.count), user)
-        guard status == GA_OK else {
-            guard let kind = GAError.Kind(rawValue: status) else {
-                throw GAError(.invalidArgument, "checkpoint: block returned \(status), which is no ga_status")
-            }
+        let status = function(&out, handles, Int64(handles.count), user.pointer)
+        if let kind = try errorKind(status, of: "checkpoint: block") {
             throw GAError(kind, String(cString: shims_last_error()))
         }
         return try tensor(out, "checkpoint: the out of block")

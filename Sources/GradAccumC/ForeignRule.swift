@@ -11,7 +11,8 @@ struct ForeignRule: UpdateRule {
     var weightDecay: Double
     let slotCount: Int
     let isElementwise: Bool
-    let function: ForeignUpdate
+    let function: ga_update_fn
+    let user: ForeignUser
 
     func slots(ofParameter index: Int, shape: [Int]) -> [Slot] {
         (0..<slotCount).map { Slot("slot\($0)", shape: shape) }
@@ -42,35 +43,12 @@ struct ForeignRule: UpdateRule {
             of: UnsafeMutablePointer<Float>?.self, capacity: slotCount
         ) { slots in
             for slot in 0..<slotCount { slots.initializeElement(at: slot, to: parameter.floats(slot) + start) }
-            return function.update(
+            return function(
                 parameter.values + start, parameter.gradient + start, slotCount == 0 ? nil : slots.baseAddress,
-                Int64(range.count), &context, function.user)
+                Int64(range.count), &context, user.pointer)
         }
-        guard status == GA_OK else {
-            guard let kind = GAError.Kind(rawValue: status) else {
-                throw GAError(.invalidArgument, "custom: update returned \(status), which is no ga_status")
-            }
+        if let kind = try errorKind(status, of: "custom: update") {
             throw GAError(kind, "custom: update returned \(kind): \(String(cString: shims_last_error()))")
         }
     }
-}
-
-/// The function of such a rule, and what the caller wants released with it.
-final class ForeignUpdate {
-    let update: ga_update_fn
-    let user: UnsafeMutableRawPointer?
-    private let release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?
-    /// Whether `user` is the library's to release: not before the caller has been told of success.
-    var isOwned = false
-
-    init(
-        _ update: @escaping ga_update_fn, _ user: UnsafeMutableRawPointer?,
-        _ release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?
-    ) {
-        self.update = update
-        self.user = user
-        self.release = release
-    }
-
-    deinit { if isOwned { release?(user) } }
 }

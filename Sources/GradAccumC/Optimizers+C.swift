@@ -227,13 +227,12 @@ public func ga_custom_create(
     _ update: ga_update_fn!, _ user: UnsafeMutableRawPointer!,
     _ release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)!, _ given: UnsafePointer<ga_custom_options>!
 ) -> ga_status {
-    var function: ForeignUpdate?
+    let user = ForeignUser(user, release)
     let status = creating(
         out, parameters, count, given,
         or: ga_custom_options(struct_size: 0, elementwise: 0, learning_rate: 1e-3, slot_count: 0, weight_decay: 0)
     ) { (chosen) throws(GAError) in
-        let update = ForeignUpdate(try required(update, "update"), user, release)
-        function = update
+        let update = try required(update, "update")
         guard (0...ForeignRule.mostSlots).contains(chosen.slot_count) else {
             throw GAError(
                 .invalidArgument,
@@ -241,9 +240,9 @@ public func ga_custom_create(
         }
         return ForeignRule(
             learningRate: chosen.learning_rate, weightDecay: chosen.weight_decay, slotCount: Int(chosen.slot_count),
-            isElementwise: try flag(chosen.elementwise, "elementwise"), function: update)
+            isElementwise: try flag(chosen.elementwise, "elementwise"), function: update, user: user)
     }
-    function?.isOwned = status == GA_OK
+    user.isOwned = status == GA_OK
     return status
 }
 

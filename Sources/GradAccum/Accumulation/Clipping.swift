@@ -143,14 +143,10 @@ private struct UnitClipping {
 
     func clip(_ sums: [Tensor?], of parameters: [Tensor]) throws(GAError) -> Double {
         let (whole, parts) = cut(sums)
-        var partSquares = [SIMD2<Double>](repeating: .zero, count: parts.count)
-        try partSquares.withUnsafeMutableBufferPointer { (partSquares) throws(GAError) in
-            let partSquares = UnsafeMutableBufferPointer(rebasing: partSquares[...])
-            try Runtime.parallel(tiles: parts.count) { number in
-                let part = parts[number]
-                partSquares[number] = squares(
-                    parameters[part.index].floats + part.start, sums[part.index]!.floats + part.start, part.length)
-            }
+        let partSquares = try collect(parts.count) { number in
+            let part = parts[number]
+            return squares(
+                parameters[part.index].floats + part.start, sums[part.index]!.floats + part.start, part.length)
         }
         var unitSquares = [SIMD2<Double>](repeating: .zero, count: parts.last.map { $0.unit + 1 } ?? 0)
         for (part, squares) in zip(parts, partSquares) { unitSquares[part.unit] += squares }

@@ -161,14 +161,9 @@ extension Accumulator {
     private func firstNonFinite(where isLookedAt: (Tensor) -> Bool) throws(GAError) -> Int? {
         let pieces = Pieces(
             zip(optimizer.parameters, sums).map { $1.total == nil || !isLookedAt($0) ? 0 : $0.elementCount })
-        var squares = [Double](repeating: 0, count: pieces.count)
-        try squares.withUnsafeMutableBufferPointer { (squares) throws(GAError) in
-            let squares = UnsafeMutableBufferPointer(rebasing: squares[...])
-            try Runtime.parallel(tiles: pieces.count) { [sums] tile in
-                let (index, start, count) = pieces[tile]
-                squares[tile] = sums[index].sumOfSquares(from: start, count: count)
-            }
+        let squares = try pieces.sums { [sums] index, range in
+            SIMD2(sums[index].sumOfSquares(from: range.lowerBound, count: range.count), 0)
         }
-        return squares.firstIndex { !$0.isFinite }.map { pieces[$0].index }
+        return squares.firstIndex { !$0.x.isFinite }
     }
 }

@@ -97,17 +97,10 @@ extension Accumulator {
     /// Per parameter, that of its gradient.
     private func sumsOfSquares(_ gradients: [UnsafePointer<Float>?]) throws(GAError) -> [Double] {
         let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
-        var parts = [Double](repeating: 0, count: pieces.count)
-        try parts.withUnsafeMutableBufferPointer { (parts) throws(GAError) in
-            let parts = UnsafeMutableBufferPointer(rebasing: parts[...])
-            try Runtime.parallel(tiles: pieces.count) { tile in
-                let (index, start, count) = pieces[tile]
-                parts[tile] = Runtime.kernels.sum_of_squares(gradients[index]! + start, Int64(count))
-            }
+        let squares = try pieces.sums { index, range in
+            SIMD2(Runtime.kernels.sum_of_squares(gradients[index]! + range.lowerBound, Int64(range.count)), 0)
         }
-        var squares = gradients.map { _ in 0.0 }
-        for (piece, part) in parts.enumerated() { squares[pieces[piece].index] += part }
-        return squares
+        return squares.map(\.x)
     }
 
     /// Ends a window of moments: updates the parameters that it reached.

@@ -110,18 +110,10 @@ extension Accumulator {
     /// their squares.
     func foldPlaces(_ gradients: [LeafGradient]) throws(GAError) -> ([Tensor?], squares: [Double]) {
         let totals = zip(gradients, optimizer.parameters).map { $1.requiresGrad ? $0.total?.tensor : nil }
-        let pieces = Pieces(totals.map { $0?.elementCount ?? 0 })
-        var parts = [Double](repeating: 0, count: pieces.count)
-        try parts.withUnsafeMutableBufferPointer { (parts) throws(GAError) in
-            let parts = UnsafeMutableBufferPointer(rebasing: parts[...])
-            try Runtime.parallel(tiles: pieces.count) { tile in
-                let (index, start, count) = pieces[tile]
-                parts[tile] = gradients[index].fold(from: start, count: count)
-            }
+        let squares = try Pieces(totals.map { $0?.elementCount ?? 0 }).sums { index, range in
+            SIMD2(gradients[index].fold(from: range.lowerBound, count: range.count), 0)
         }
-        var squares = [Double](repeating: 0, count: gradients.count)
-        for (piece, part) in parts.enumerated() { squares[pieces[piece].index] += part }
-        return (totals, squares)
+        return (totals, squares.map(\.x))
     }
 
     /// Per parameter, the 2-norm of its mean gradient in the window of the last step, before clipping.

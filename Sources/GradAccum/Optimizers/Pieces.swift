@@ -2,9 +2,11 @@
 struct Pieces {
     /// A multiple of any unit that a rule works in, such as a block of quantised state.
     static let grain = 32768
+    private let arrayCount: Int
     private var entries: [(index: Int, start: Int, count: Int)] = []
 
     init(_ sizes: [Int]) {
+        arrayCount = sizes.count
         for (index, size) in sizes.enumerated() {
             for start in stride(from: 0, to: size, by: Pieces.grain) {
                 entries.append((index, start, min(Pieces.grain, size - start)))
@@ -14,4 +16,29 @@ struct Pieces {
 
     var count: Int { entries.count }
     subscript(_ piece: Int) -> (index: Int, start: Int, count: Int) { entries[piece] }
+
+    /// Per array, the sums of what `body` returns for its pieces, which runs on all threads: (array, elements of it).
+    ///
+    /// They are added in the order of the pieces, so that the number of threads changes no bit.
+    func sums(_ body: (Int, Range<Int>) throws(GAError) -> SIMD2<Double>) throws(GAError) -> [SIMD2<Double>] {
+        let terms = try collect(count) { piece throws(GAError) in
+            let (index, start, count) = entries[piece]
+            return try body(index, start..<(start + count))
+        }
+        var sums = [SIMD2<Double>](repeating: .zero, count: arrayCount)
+        for (entry, term) in zip(entries, terms) { sums[entry.index] += term }
+        return sums
+    }
+}
+
+/// The results of `body` for the tiles `0 ..< tiles`, which run on all threads.
+func collect(
+    _ tiles: Int, _ body: (Int) throws(GAError) -> SIMD2<Double>
+) throws(GAError) -> [SIMD2<Double>] {
+    var results = [SIMD2<Double>](repeating: .zero, count: tiles)
+    try results.withUnsafeMutableBufferPointer { (results) throws(GAError) in
+        let results = UnsafeMutableBufferPointer(rebasing: results[...])
+        try Runtime.parallel(tiles: tiles) { tile throws(GAError) in results[tile] = try body(tile) }
+    }
+    return results
 }

@@ -77,25 +77,6 @@ public struct Update {
     public func sums(
         _ body: (Int, Range<Int>) throws(GAError) -> SIMD2<Double>
     ) throws(GAError) -> [SIMD2<Double>] {
-        let pieces = Pieces(parameters.map(\.count))
-        var sums = [SIMD2<Double>](repeating: .zero, count: parameters.count)
-        let terms = try collect(pieces.count) { piece throws(GAError) in
-            let (index, start, count) = pieces[piece]
-            return try body(index, start..<(start + count))
-        }
-        for (piece, term) in terms.enumerated() { sums[pieces[piece].index] += term }
-        return sums
+        try Pieces(parameters.map(\.count)).sums(body)
     }
-}
-
-/// The results of `body` for the tiles `0 ..< tiles`, which run on all threads.
-func collect(
-    _ tiles: Int, _ body: (Int) throws(GAError) -> SIMD2<Double>
-) throws(GAError) -> [SIMD2<Double>] {
-    var results = [SIMD2<Double>](repeating: .zero, count: tiles)
-    try results.withUnsafeMutableBufferPointer { (results) throws(GAError) in
-        let results = UnsafeMutableBufferPointer(rebasing: results[...])
-        try Runtime.parallel(tiles: tiles) { tile throws(GAError) in results[tile] = try body(tile) }
-    }
-    return results
 }

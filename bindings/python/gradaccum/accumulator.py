@@ -16,6 +16,7 @@ import numpy as np
 
 from . import _ffi
 from ._ffi import lib
+from ._handle import Handle
 from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAOutOfMemoryError, GAShapeError, GAStateError
 from .loss_scaler import LossScaler
 from .ops import reduction_constant
@@ -170,7 +171,7 @@ class MicroBatch:
                 error.add_note(str(refusal))
 
 
-class Accumulator:
+class Accumulator(Handle):
     """Accumulates gradients of micro-batches for an optimizer and updates its parameters at the step, which
     divides by the total weight of the window.
 
@@ -195,6 +196,8 @@ class Accumulator:
         deviations above its running mean, after outlier_warmup applied windows; 0 for no limit.
     loss_scaler: multiplies losses by its scale, see set_loss_scaler().
     retry_handler: computes a window again that overflowed, see set_retry_handler().
+
+    close() gives a ResourceWarning if gradients are lost.
     """
 
     def __init__(
@@ -238,8 +241,7 @@ class Accumulator:
         )
         out = c_void_p()
         lib.ga_accumulator_create(byref(out), optimizer.handle, byref(options))
-        self._address: int | None = out.value
-        self._finalizer = weakref.finalize(self, _free, self._address)
+        self._own(out.value, _free, "accumulator")
         self._skip_callback: Any = None  # what the library calls, which must live as long
         self._retry_callback: Any = None
         self._error_of_handler: BaseException | None = None
@@ -250,24 +252,6 @@ class Accumulator:
             self.set_retry_handler(retry_handler)
         if skip_handler is not None:
             self.set_skip_handler(skip_handler)
-
-    @property
-    def handle(self) -> int:
-        """The ga_accumulator address, for calls of the C library."""
-        if self._address is None:
-            raise GAInvalidArgumentError("the accumulator was closed")
-        return self._address
-
-    def close(self) -> None:
-        """Frees the handle now. Closing twice does nothing. A ResourceWarning says if gradients are lost."""
-        self._address = None
-        self._finalizer()
-
-    def __enter__(self) -> Accumulator:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     @property
     def accumulation_steps(self) -> int:

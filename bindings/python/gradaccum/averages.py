@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import byref, c_void_p
 
 from . import _ffi
 from ._ffi import lib
+from ._handle import Handle
 from .errors import GAInvalidArgumentError
 from .optim import Optimizer
 from .schedules import clock_constant
 from .tensor import Tensor, make
 
 
-class WeightAverage:
+class WeightAverage(Handle):
     """An exponential moving average of an optimizer's parameters, in float32. It starts as they are and moves once per
     applied update.
 
     decay: what it keeps of itself at an update; 0.999 if neither this nor a half_life is given.
     half_life: the time after which it has kept half, in updates or, with clock="weight", in samples or tokens.
     warmup: update t, counted from 1, keeps (1 + t) / (10 + t) at most.
+
+    close() brings the weights back if they are swapped.
     """
 
     def __init__(
@@ -45,26 +47,7 @@ class WeightAverage:
             options.decay = decay
         out = c_void_p()
         lib.ga_average_create(byref(out), optimizer.handle, byref(options))
-        self._address: int | None = out.value
-        self._finalizer = weakref.finalize(self, lib.ga_average_free, self._address)
-
-    @property
-    def handle(self) -> int:
-        """The ga_average address, for calls of the C library."""
-        if self._address is None:
-            raise GAInvalidArgumentError("the average was closed")
-        return self._address
-
-    def close(self) -> None:
-        """Frees the handle now, and brings the weights back if they are swapped. Closing twice does nothing."""
-        self._address = None
-        self._finalizer()
-
-    def __enter__(self) -> WeightAverage:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._own(out.value, lib.ga_average_free, "average")
 
     def weights(self, index: int) -> Tensor:
         """A copy of the averaged weights of a parameter, in the optimizer's order."""

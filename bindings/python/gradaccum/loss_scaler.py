@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from ctypes import byref, c_double, c_int64, c_void_p
 from typing import Any
@@ -11,11 +10,12 @@ import numpy as np
 
 from . import _ffi
 from ._ffi import lib
+from ._handle import Handle
 from .errors import GADTypeError, GAInvalidArgumentError
 from .tensor import numpy_dtype_of
 
 
-class LossScaler:
+class LossScaler(Handle):
     """The number that losses are multiplied by, so that gradients in half precision do not vanish: it goes down when
     they overflow, and up again when they have not for a while.
 
@@ -34,6 +34,8 @@ class LossScaler:
     min_scale, max_scale: it never goes below or above these.
     dynamic: False for a scale that stays init_scale.
     allow_any_scale: takes scales and factors that are no powers of two, which change the rounding of gradients.
+
+    After close() accumulators go on with the scaler.
     """
 
     def __init__(
@@ -64,20 +66,7 @@ class LossScaler:
         )
         out = c_void_p()
         lib.ga_loss_scaler_create(byref(out), byref(options))
-        self._address: int | None = out.value
-        self._finalizer = weakref.finalize(self, lib.ga_loss_scaler_free, self._address)
-
-    @property
-    def handle(self) -> int:
-        """The ga_loss_scaler address, for calls of the C library."""
-        if self._address is None:
-            raise GAInvalidArgumentError("the loss scaler was closed")
-        return self._address
-
-    def close(self) -> None:
-        """Frees the handle now. Closing twice does nothing; accumulators go on with the scaler."""
-        self._address = None
-        self._finalizer()
+        self._own(out.value, lib.ga_loss_scaler_free, "loss scaler")
 
     @property
     def scale(self) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from ctypes import Structure, byref, c_char, c_double, c_int64, c_void_p
 from typing import Any
 
 from . import _ffi, state
 from ._ffi import lib
+from ._handle import Handle
 from .errors import GAInvalidArgumentError
 from .scaling import BatchScaling
 from .schedules import Schedule, clock_constant
@@ -76,10 +76,12 @@ def _decay_or_own(value: float | None) -> float:
     return value
 
 
-class Optimizer:
+class Optimizer(Handle):
     """The base of the optimizers below.
 
     A parameter is frozen by requires_grad = False: steps leave it and its state alone until that is True again.
+
+    After close() an accumulator keeps what it needs.
     """
 
     def __init__(self, create: Callable[..., int], parameters: Parameters, options: Structure) -> None:
@@ -87,10 +89,9 @@ class Optimizer:
         self.parameters: tuple[Tensor, ...] = tuple(_flat(given))
         out = c_void_p()
         create(byref(out), _handles(self.parameters), len(self.parameters), byref(options))
-        self._address: int | None = out.value
+        self._own(out.value, lib.ga_optimizer_free, "optimizer")
         self._schedule: Schedule | None = None
         self._scaling: BatchScaling | None = None
-        self._finalizer = weakref.finalize(self, lib.ga_optimizer_free, self._address)
         self._groups: list[ParameterGroup] = []
         for group in given:
             if isinstance(group, dict):
@@ -125,24 +126,6 @@ class Optimizer:
     def groups(self) -> tuple[ParameterGroup, ...]:
         """The groups, without the parameters that are in none."""
         return tuple(self._groups)
-
-    @property
-    def handle(self) -> int:
-        """The ga_optimizer address, for calls of the C library."""
-        if self._address is None:
-            raise GAInvalidArgumentError("the optimizer was closed")
-        return self._address
-
-    def close(self) -> None:
-        """Frees the handle now; an accumulator keeps what it needs. Closing twice does nothing."""
-        self._address = None
-        self._finalizer()
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def raise_own_error(self) -> None:
         """Raises what a rule in Python raised in the last step, if there is one that did."""
