@@ -132,16 +132,20 @@ ga_status ga_num_threads(int32_t *out);
 ga_status ga_instruction_set(const char **out);
 
 /*
- * Sets what operations of this thread compute in: GA_FLOAT32, the default, or GA_BFLOAT16. With bfloat16:
- * - ga_linear, ga_causal_attention and ga_linear_cross_entropy round what they multiply to bfloat16, in backward
- *   too, and add up in float32. Where a sample has an odd number of rows, the gradient of a weight multiplies in
+ * Sets what operations of this thread compute in: GA_FLOAT32, the default, GA_BFLOAT16 or GA_FLOAT16. With one of
+ * the latter two:
+ * - ga_linear, ga_causal_attention and ga_linear_cross_entropy round what they multiply to it, in backward too, and
+ *   add up in float32. In bfloat16, where a sample has an odd number of rows, the gradient of a weight multiplies in
  *   float32.
- * - Results of ga_linear, ga_causal_attention and ga_layer_norm are bfloat16, in half the memory. Elementwise
- *   operations keep the type of their operands; bfloat16 with float32 gives float32.
+ * - Results of ga_linear, ga_causal_attention and ga_layer_norm are of that type, in half the memory. Elementwise
+ *   operations keep the type of their operands; operands of two types give float32.
  * - The rest is float32: parameters, all gradients and their sums, what norms, softmax and losses compute, and
  *   the state of optimizers.
- * Backward computes in the type of the forward pass, whatever is set by then. Law 1 holds. An instruction set
- * below "avx512_bf16" makes the same products in software, which is slower than float32.
+ * What is set holds for the operations that follow, so that parts of a model can each have their own. Backward
+ * computes in the type of the forward pass, whatever is set by then. Law 1 holds.
+ * float16 ends at 65504, and loses digits below 6e-5: multiply losses by a ga_loss_scaler. Its products are as fast as
+ * those of float32, in half the memory. bfloat16 has the range of float32; an instruction set below "avx512_bf16" makes
+ * the same products in software, which is slower than float32.
  * Errors: INVALID_ARGUMENT if dtype is no element type, UNSUPPORTED if it is one to compute nothing in.
  */
 ga_status ga_set_compute_dtype(int32_t dtype);
@@ -317,9 +321,9 @@ ga_status ga_scope_close(ga_scope *scope, ga_tensor *const *keep, int64_t keep_c
 
 /* ====== Operations ====================================================================================== */
 /*
- * Arithmetic is in float32 or, see ga_set_compute_dtype, in bfloat16. Operands are float32 or bfloat16; those of
- * another floating type are refused with GA_ERROR_DTYPE: ga_cast them. Biases and what a normalisation scales
- * with are float32. An operation is recorded if an operand needs a gradient and recording is on.
+ * Arithmetic is in float32 or, see ga_set_compute_dtype, in bfloat16 or float16. Operands are of any floating type.
+ * Biases and what a normalisation scales with are float32. An operation is recorded if an operand needs a gradient and
+ * recording is on.
  */
 
 /* Elementwise, with broadcasting: shapes are aligned at their last axis, and an axis of 1 is repeated. */

@@ -75,7 +75,7 @@ func toBF16(_ x: Vector) -> HalfVector { truncated(bf16Bits(x)) }
 
     /// The nearest binary16, ties to even.
     @inline(always)
-    private func toF16(_ x: Vector) -> HalfVector {
+    func toF16(_ x: Vector) -> HalfVector {
         var half = SIMD16<Float16>.zero
         for lane in 0..<16 { half[lane] = Float16(x[lane]) }
         return unsafeBitCast(half, to: HalfVector.self)
@@ -108,7 +108,7 @@ func toBF16(_ x: Vector) -> HalfVector { truncated(bf16Bits(x)) }
     /// A result below the normal range is rounded by adding 0.5, whose last bit weighs as much as that of a
     /// binary16 denormal.
     @inline(always)
-    private func toF16(_ x: Vector) -> HalfVector {
+    func toF16(_ x: Vector) -> HalfVector {
         let bits = unsafeBitCast(x, to: Bits.self)
         let magnitude = bits & 0x7fff_ffff
         let value = unsafeBitCast(magnitude, to: Vector.self)

@@ -51,8 +51,9 @@ private struct Panel<W: Words> {
     let rows, words: Int
     /// What the sums start with where there is nothing to add to.
     let bias: UnsafePointer<Float>?
-    /// Where the sums end up in bfloat16, if they do, and the elements between its rows.
+    /// Where the sums end up in two bytes, if they do, in which format, and the elements between its rows.
     let rounded: UnsafeMutablePointer<UInt16>?
+    let format: shims_format
     let ldrounded: Int
     let accumulate: Bool
 
@@ -109,11 +110,11 @@ private struct Panel<W: Words> {
         if let rounded { round(row: row, rows: rows, columns: 16 &* (vectors &- 1) &+ lanes, to: rounded) }
     }
 
-    /// Gives the sums of a tile in bfloat16, while they are in the first-level cache. Not inlined: what calls it is as large
+    /// Gives the sums of a tile in two bytes, while they are in the first-level cache. Not inlined: what calls it is as large
     /// as the compiler optimises well.
     @inline(never)
     private func round(row: Int, rows: Int, columns: Int, to rounded: UnsafeMutablePointer<UInt16>) {
-        for i in row..<(row &+ rows) { fromF32(rounded + i &* ldrounded, SHIMS_BF16, c + i &* ldc, Int64(columns)) }
+        for i in row..<(row &+ rows) { fromF32(rounded + i &* ldrounded, format, c + i &* ldc, Int64(columns)) }
     }
 
     /// Computes all rows of whole vectors of columns, as many as a tile has.
@@ -190,7 +191,7 @@ func matrixProductScratch(
     _ a: UnsafePointer<shims_matrix>?
 ) -> Int64 {
     let (m, n, k) = (Int(m), Int(n), Int(k))
-    let factor = a.map { Factor(rows: $0.pointee) }
+    let factor = a.map { Factor(rows: $0.pointee, arithmetic) }
     if arithmetic.rawValue == SHIMS_BF16.rawValue {
         let readsA = factor?.isLines(of: PairWords.self, count: k) ?? false
         return Int64(Scratch(PairWords.self, m: m, n: n, k: k, formatOfC, readsA: readsA).total)
@@ -212,7 +213,8 @@ func matrixProduct(_ product: UnsafePointer<shims_product>, _ scratch: UnsafeMut
 @inline(never)
 private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: UnsafeMutablePointer<Float>) {
     let (m, n, k) = (Int(product.m), Int(product.n), Int(product.k))
-    let (a, b) = (Factor(rows: product.a), Factor(columns: product.b))
+    let a = Factor(rows: product.a, product.arithmetic)
+    let b = Factor(columns: product.b, product.arithmetic)
     let readsA = a.isLines(of: W.self, count: k)
     let places = Scratch(W.self, m: m, n: n, k: k, product.c_format, readsA: readsA)
     let (packedA, packedB) = (scratch + places.b, scratch)
@@ -253,7 +255,8 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
                         rows: row &+ block < rows ? block : rows &- row, words: words,
                         bias: product.bias.map { $0 + column },
                         rounded: isRounded && end == k ? halves + ((group &+ row) &* Int(product.ldc) &+ column) : nil,
-                        ldrounded: Int(product.ldc), accumulate: product.accumulate != 0 || first > 0)
+                        format: product.c_format, ldrounded: Int(product.ldc),
+                        accumulate: product.accumulate != 0 || first > 0)
                     if isWide { panel.computeWide() } else { panel.computeNarrow(lanes: width) }
                     column &+= width
                 }

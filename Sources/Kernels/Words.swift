@@ -96,6 +96,63 @@ struct BF16Elements: Elements {
     }
 }
 
+/// Elements of another format than bfloat16, one number each; pairs are made of their numbers.
+protocol Numbers: Elements {}
+
+extension Numbers {
+    @inline(always)
+    func pairs(first: Int, end: Int) -> Vector {
+        let low = bf16Bits(floats(Lanes(first: first, end: max(end, first))))
+        let high = bf16Bits(floats(Lanes(first: first &+ 16, end: max(end, first &+ 16))))
+        let both = SIMD32<UInt32>(lowHalf: low, highHalf: high)
+        return unsafeBitCast(both.evenHalf | both.oddHalf &<< 16, to: Vector.self)
+    }
+
+    @inline(always)
+    func pairs(_ lanes: Lanes, with next: Self?) -> Vector {
+        let second = next.map { bf16Bits($0.floats(lanes)) } ?? .zero
+        return unsafeBitCast(bf16Bits(floats(lanes)) | second &<< 16, to: Vector.self)
+    }
+}
+
+struct F16Elements: Numbers {
+    let address: UnsafePointer<UInt16>
+
+    @inline(always)
+    init(_ address: UnsafeRawPointer) { self.address = address.assumingMemoryBound(to: UInt16.self) }
+
+    @inline(always)
+    func advanced(by elements: Int) -> F16Elements { F16Elements(UnsafeRawPointer(address + elements)) }
+
+    @inline(always)
+    func prefetch(_ elements: Int) {
+        for line in 0..<((elements &+ 31) / 32) { shims_prefetch(address + 32 &* line) }
+    }
+
+    @inline(always)
+    func floats(_ lanes: Lanes) -> Vector { fromF16(load(address, lanes)) }
+}
+
+/// Elements of a wider range, as the nearest numbers of float16.
+struct RoundedToF16<Source: Elements>: Numbers {
+    let source: Source
+
+    @inline(always)
+    init(_ address: UnsafeRawPointer) { source = Source(address) }
+
+    @inline(always)
+    private init(_ source: Source) { self.source = source }
+
+    @inline(always)
+    func advanced(by elements: Int) -> RoundedToF16 { RoundedToF16(source.advanced(by: elements)) }
+
+    @inline(always)
+    func prefetch(_ elements: Int) { source.prefetch(elements) }
+
+    @inline(always)
+    func floats(_ lanes: Lanes) -> Vector { fromF16(toF16(source.floats(lanes))) }
+}
+
 /// What a product multiplies: words along k, the axis that it sums over.
 protocol Words {
     /// Elements of k in a word.
@@ -174,37 +231,45 @@ struct Factor {
     let format: shims_format
     /// Steps between elements, one of which is 1: to the next line, and along k.
     let line, along: Int
+    /// Whether words are floats that float16 can hold.
+    let isRounded: Bool
 
     @inline(always)
-    init(rows matrix: shims_matrix) {
-        (address, format) = (matrix.address, matrix.format)
-        (line, along) = (Int(matrix.row), Int(matrix.column))
+    init(rows matrix: shims_matrix, _ arithmetic: shims_format) {
+        self.init(
+            matrix.address, matrix.format, line: Int(matrix.row), along: Int(matrix.column),
+            isRounded: arithmetic.rawValue == SHIMS_F16.rawValue)
     }
 
     @inline(always)
-    init(columns matrix: shims_matrix) {
-        (address, format) = (matrix.address, matrix.format)
-        (line, along) = (Int(matrix.column), Int(matrix.row))
+    init(columns matrix: shims_matrix, _ arithmetic: shims_format) {
+        self.init(
+            matrix.address, matrix.format, line: Int(matrix.column), along: Int(matrix.row),
+            isRounded: arithmetic.rawValue == SHIMS_F16.rawValue)
     }
 
     @inline(always)
-    private init(_ address: UnsafeRawPointer, _ format: shims_format, line: Int, along: Int) {
+    private init(_ address: UnsafeRawPointer, _ format: shims_format, line: Int, along: Int, isRounded: Bool) {
         (self.address, self.format, self.line, self.along) = (address, format, line, along)
+        self.isRounded = isRounded
     }
 
     /// The lines from `first` on.
     @inline(always)
     func lines(from first: Int) -> Factor {
-        Factor(address + first &* line &* (isBF16 ? 2 : 4), format, line: line, along: along)
+        Factor(
+            address + first &* line &* (isF32 ? 4 : 2), format, line: line, along: along, isRounded: isRounded)
     }
 
+    @inline(always)
+    private var isF32: Bool { format.rawValue == SHIMS_F32.rawValue }
     @inline(always)
     private var isBF16: Bool { format.rawValue == SHIMS_BF16.rawValue }
 
     /// Whether its lines, of `count` elements, are words next to each other as they are.
     @inline(always)
     func isLines<W: Words>(of _: W.Type, count: Int) -> Bool {
-        along == 1 && line > 0 && format.rawValue == W.format.rawValue && line % W.elements == 0
+        along == 1 && line > 0 && !isRounded && format.rawValue == W.format.rawValue && line % W.elements == 0
             && count % W.elements == 0
     }
 
@@ -215,10 +280,16 @@ struct Factor {
     func packPanels<W: Words>(
         _: W.Type, _ out: UnsafeMutablePointer<Float>, width: Int, lines: Int, first: Int, end: Int
     ) {
-        if isBF16 {
+        if W.elements == 1 && isRounded && isF32 {
+            packPanels(W.self, RoundedToF16<F32Elements>(address), out, width, lines, first, end)
+        } else if W.elements == 1 && isRounded && isBF16 {
+            packPanels(W.self, RoundedToF16<BF16Elements>(address), out, width, lines, first, end)
+        } else if isF32 {
+            packPanels(W.self, F32Elements(address), out, width, lines, first, end)
+        } else if isBF16 {
             packPanels(W.self, BF16Elements(address), out, width, lines, first, end)
         } else {
-            packPanels(W.self, F32Elements(address), out, width, lines, first, end)
+            packPanels(W.self, F16Elements(address), out, width, lines, first, end)
         }
     }
 
@@ -227,10 +298,16 @@ struct Factor {
     func packAlong<W: Words>(
         _: W.Type, _ out: UnsafeMutablePointer<Float>, _ ld: Int, lines: Int, first: Int, end: Int
     ) {
-        if isBF16 {
+        if W.elements == 1 && isRounded && isF32 {
+            packAlong(W.self, RoundedToF16<F32Elements>(address), out, ld, lines, first, end)
+        } else if W.elements == 1 && isRounded && isBF16 {
+            packAlong(W.self, RoundedToF16<BF16Elements>(address), out, ld, lines, first, end)
+        } else if isF32 {
+            packAlong(W.self, F32Elements(address), out, ld, lines, first, end)
+        } else if isBF16 {
             packAlong(W.self, BF16Elements(address), out, ld, lines, first, end)
         } else {
-            packAlong(W.self, F32Elements(address), out, ld, lines, first, end)
+            packAlong(W.self, F16Elements(address), out, ld, lines, first, end)
         }
     }
 

@@ -4,7 +4,7 @@ import XCTest
 /// A checkpoint changes the memory and the time of a graph, and no bit of its gradients.
 final class CheckpointTests: XCTestCase {
     func testAModelHasTheSameBitsWithAndWithout() throws {
-        for dtype in [DType.float32, .bfloat16] { try sameBitsWithAndWithout(computingIn: dtype) }
+        for dtype in [DType.float32, .bfloat16, .float16] { try sameBitsWithAndWithout(computingIn: dtype) }
     }
 
     /// The type is that of the forward pass: backward runs outside of it.

@@ -55,7 +55,7 @@ final class SavedOperandTests: XCTestCase {
         let (gain, shift) = (try parameter([channels], seed: 3), try parameter([channels], seed: 4))
         let weight = try parameter([outputs, channels], seed: 5)
         let parameters = [scale, gain, shift, weight]
-        for dtype in [DType.float32, .bfloat16] {
+        for dtype in [DType.float32, .bfloat16, .float16] {
             for (producer, produce) in producers(gain, shift) {
                 for (reader, read) in try readers(weight) {
                     /// The gradients, and the bytes that the loss keeps.

@@ -15,15 +15,18 @@ final class MatrixTests: KernelTestCase {
             column = transposed ? rows + 3 : 1
             let numbers = random.floats(transposed ? columns * (rows + 3) : rows * (columns + 1))
             floats = Buffer(numbers)
-            halves = Buffer(numbers.map { UInt16(truncatingIfNeeded: $0.bitPattern >> 16) })
+            halves = Buffer(
+                numbers.map {
+                    format == SHIMS_F16 ? Reference.f16($0) : UInt16(truncatingIfNeeded: $0.bitPattern >> 16)
+                })
         }
 
-        private var isBF16: Bool { format == SHIMS_BF16 }
+        private var isHalf: Bool { format != SHIMS_F32 }
 
         subscript(i: Int, j: Int) -> Float {
             get {
                 let place = i * row + j * column
-                return isBF16 ? Float(bitPattern: UInt32(halves.pointer[place]) << 16) : floats.pointer[place]
+                return isHalf ? Reference.value(halves.pointer[place], format) : floats.pointer[place]
             }
             nonmutating set { floats.pointer[i * row + j * column] = newValue }
         }
@@ -31,7 +34,7 @@ final class MatrixTests: KernelTestCase {
         func matrix(from i: Int, _ j: Int) -> shims_matrix {
             let place = i * row + j * column
             return shims_matrix(
-                address: isBF16 ? UnsafeRawPointer(halves.pointer + place) : UnsafeRawPointer(floats.pointer + place),
+                address: isHalf ? UnsafeRawPointer(halves.pointer + place) : UnsafeRawPointer(floats.pointer + place),
                 row: Int64(row), column: Int64(column), format: format)
         }
     }
@@ -72,11 +75,10 @@ final class MatrixTests: KernelTestCase {
             }
         }
 
-        /// To the nearest bfloat16, ties to even, where the arithmetic is that.
+        /// To the nearest bfloat16 or float16, ties to even, where the arithmetic is that.
         private func rounded(_ x: Float) -> Float {
-            guard arithmetic == SHIMS_BF16 else { return x }
-            let bits = x.bitPattern
-            return Float(bitPattern: (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+            guard arithmetic != SHIMS_F32 else { return x }
+            return Reference.value(arithmetic == SHIMS_F16 ? Reference.f16(x) : Reference.bf16(x), arithmetic)
         }
     }
 
@@ -87,6 +89,8 @@ final class MatrixTests: KernelTestCase {
         for (arithmetic, formatOfA, formatOfB) in [
             (SHIMS_F32, SHIMS_F32, SHIMS_F32), (SHIMS_F32, SHIMS_BF16, SHIMS_F32), (SHIMS_BF16, SHIMS_BF16, SHIMS_F32),
             (SHIMS_BF16, SHIMS_F32, SHIMS_BF16), (SHIMS_BF16, SHIMS_BF16, SHIMS_BF16),
+            (SHIMS_F16, SHIMS_F16, SHIMS_F32), (SHIMS_F16, SHIMS_BF16, SHIMS_F16), (SHIMS_F16, SHIMS_F32, SHIMS_BF16),
+            (SHIMS_F32, SHIMS_F16, SHIMS_F32), (SHIMS_BF16, SHIMS_F16, SHIMS_F32),
         ] {
             for (first, second) in [(false, false), (false, true), (true, false), (true, true)] {
                 let product = Product(
@@ -156,7 +160,7 @@ final class MatrixTests: KernelTestCase {
         }
     }
 
-    /// A bfloat16 product is the float one, rounded at the end.
+    /// A product in two bytes is the float one, rounded at the end.
     func testRoundedProduct() {
         var random = SplitMix64(64)
         for build in Build.all {
@@ -164,11 +168,13 @@ final class MatrixTests: KernelTestCase {
                 forEachProduct(m, n, k, &random) { product, _ in
                     let sums = Buffer(repeating: Float(0), count: m * product.ldc)
                     product.run(build, sums.pointer, rows: 0..<m, columns: 0..<n, depth: 0..<k)
-                    let rounded = Buffer(repeating: UInt16(0), count: m * product.ldc)
-                    product.run(build, rounded.pointer, SHIMS_BF16, rows: 0..<m, columns: 0..<n, depth: 0..<k)
-                    let expected = Buffer(repeating: UInt16(0), count: m * product.ldc)
-                    build.kernels.from_f32(expected.pointer, SHIMS_BF16, sums.pointer, Int64(m * product.ldc))
-                    XCTAssertEqual(rounded.elements, expected.elements, build.name)
+                    for format in [SHIMS_BF16, SHIMS_F16] {
+                        let rounded = Buffer(repeating: UInt16(0), count: m * product.ldc)
+                        product.run(build, rounded.pointer, format, rows: 0..<m, columns: 0..<n, depth: 0..<k)
+                        let expected = Buffer(repeating: UInt16(0), count: m * product.ldc)
+                        build.kernels.from_f32(expected.pointer, format, sums.pointer, Int64(m * product.ldc))
+                        XCTAssertEqual(rounded.elements, expected.elements, build.name)
+                    }
                 }
             }
         }
@@ -177,7 +183,7 @@ final class MatrixTests: KernelTestCase {
     func testANaNStaysInItsRowAndColumn() {
         var random = SplitMix64(62)
         for build in Build.all {
-            for arithmetic in [SHIMS_F32, SHIMS_BF16] {
+            for arithmetic in [SHIMS_F32, SHIMS_BF16, SHIMS_F16] {
                 let b = Factor(20, 40, SHIMS_F32, transposed: false, &random)
                 b[7, 33] = .nan
                 let product = Product(

@@ -8,7 +8,8 @@ how far a good float32 implementation is from it. Of the float32 results only th
 each array NAME come NAME:rms and NAME:max, the root of the mean square and the largest of the differences.
 All inputs are float32 numbers, so both start from the same values.
 
-Under bf16/ is what PyTorch computes in torch.autocast with bfloat16, which Tests/python/test_compute.py compares.
+Under bf16/ and f16/ is what PyTorch computes in torch.autocast with bfloat16 and float16, which
+Tests/python/test_compute.py compares.
 """
 
 from __future__ import annotations
@@ -278,10 +279,10 @@ def op_fixtures(out: Arrays) -> None:
             keep(out, f"op/{name}/{key}", found[0][key], found[1][key])
 
 
-# ====== bfloat16 ======
+# ====== bfloat16 and float16 ======
 
 
-def bf16_cases(
+def half_cases(
     rng: np.random.Generator,
 ) -> dict[str, tuple[Arrays, Callable[[dict[str, torch.Tensor]], torch.Tensor]]]:
     """Name to inputs and the operation; with an even and an odd number of rows to a sample."""
@@ -315,21 +316,28 @@ def bf16_cases(
 
 
 def bf16_fixtures(out: Arrays) -> None:
-    rng = np.random.default_rng(4)
-    for name, (inputs, operation) in bf16_cases(rng).items():
+    half_fixtures(out, "bf16", torch.bfloat16, np.random.default_rng(4))
+
+
+def f16_fixtures(out: Arrays) -> None:
+    half_fixtures(out, "f16", torch.float16, np.random.default_rng(5))
+
+
+def half_fixtures(out: Arrays, prefix: str, dtype: torch.dtype, rng: np.random.Generator) -> None:
+    for name, (inputs, operation) in half_cases(rng).items():
         x = {
             key: torch.tensor(array, requires_grad=array.dtype == np.float32)
             for key, array in inputs.items()
         }
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype):
             result = operation(x)
         upstream = rng.standard_normal(tuple(result.shape)).astype(np.float32)
         (result * torch.tensor(upstream)).sum().backward()
-        out[f"bf16/{name}/upstream"] = upstream
-        out.update({f"bf16/{name}/input/{key}": array for key, array in inputs.items()})
-        out[f"bf16/{name}/result"] = result.detach().float().numpy()
+        out[f"{prefix}/{name}/upstream"] = upstream
+        out.update({f"{prefix}/{name}/input/{key}": array for key, array in inputs.items()})
+        out[f"{prefix}/{name}/result"] = result.detach().float().numpy()
         out.update(
-            {f"bf16/{name}/gradient/{key}": value.grad.numpy() for key, value in x.items() if value.requires_grad}
+            {f"{prefix}/{name}/gradient/{key}": leaf.grad.numpy() for key, leaf in x.items() if leaf.requires_grad}
         )
 
 
@@ -348,4 +356,4 @@ def write(name: str, *make: Callable[[Arrays], None]) -> None:
 
 
 if __name__ == "__main__":
-    write("fixtures.npz", gpt_fixture, op_fixtures, bf16_fixtures)
+    write("fixtures.npz", gpt_fixture, op_fixtures, bf16_fixtures, f16_fixtures)

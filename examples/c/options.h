@@ -80,7 +80,8 @@ static const char HELP[] =
     "  --sample N             bytes of text to generate in the end (%lld)\n"
     "  --checkpointing        compute blocks again in backward instead of keeping their activations;\n"
     "                         it changes memory and speed, and no bit of the result\n"
-    "  --compute f32|bf16     what matrix products multiply in (f32); sums, weights and optimizer stay f32\n"
+    "  --compute f32|bf16|f16 what matrix products multiply in (f32); sums, weights and optimizer stay f32,\n"
+    "                         and with f16 a dynamic loss scale keeps gradients in its range\n"
     "  --help                 this page\n";
 
 static void print_help(void)
@@ -136,9 +137,13 @@ static double parse_number(const struct option *option, const char *value)
 
 static int32_t parse_compute_dtype(const struct option *option, const char *value)
 {
-    if (strcmp(value, "f32") != 0 && strcmp(value, "bf16") != 0)
-        fail(EXIT_USAGE, "%s must be f32 or bf16, but it is '%s'.", option->name, value);
-    return strcmp(value, "f32") == 0 ? GA_FLOAT32 : GA_BFLOAT16;
+    if (strcmp(value, "f32") == 0)
+        return GA_FLOAT32;
+    if (strcmp(value, "bf16") == 0)
+        return GA_BFLOAT16;
+    if (strcmp(value, "f16") != 0)
+        fail(EXIT_USAGE, "%s must be f32, bf16 or f16, but it is '%s'.", option->name, value);
+    return GA_FLOAT16;
 }
 
 static void set_option(const struct option *option, const char *value)

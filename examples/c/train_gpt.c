@@ -137,7 +137,7 @@ static ga_report train_update(const struct gpt *gpt, ga_accumulator *accumulator
         stop_if_interrupted();
     }
     check(ga_step(accumulator, &report));
-    if (report.outcome != GA_STEP_APPLIED)
+    if (report.outcome != GA_STEP_APPLIED && report.outcome != GA_STEP_SKIPPED_OVERFLOW)
         fail(EXIT_FAILURE, "a gradient is no finite number any more: choose a lower --learning-rate.");
     return report;
 }
@@ -168,6 +168,18 @@ static double validation_loss(const struct gpt *gpt, const struct text *text, st
     return sum / (double)(VALIDATION_WINDOWS * windows->context);
 }
 
+/* Multiplies losses by a scale that keeps the gradients of float16 in its range: it is halved by an overflow, whose
+ * window is skipped. A second skip in a row is an error where the scale cannot go lower. */
+static ga_loss_scaler *scale_losses(ga_accumulator *accumulator)
+{
+    const ga_loss_scaler_options dynamic = GA_LOSS_SCALER_OPTIONS_INIT;
+    ga_loss_scaler *scaler;
+
+    check(ga_loss_scaler_create(&scaler, &dynamic));
+    check(ga_accumulator_set_loss_scaler(accumulator, scaler));
+    return scaler;
+}
+
 /* Returns the report of the last update. */
 static ga_report train(const struct gpt *gpt, const struct options *options, const struct text *text,
                        struct progress *progress)
@@ -176,6 +188,7 @@ static ga_report train(const struct gpt *gpt, const struct options *options, con
     ga_accumulator_options window = GA_ACCUMULATOR_OPTIONS_INIT;
     ga_optimizer *optimizer;
     ga_accumulator *accumulator;
+    ga_loss_scaler *scaler = NULL;
     ga_report report = GA_REPORT_INIT;
     struct windows windows = windows_create(options->micro_batch, options->context);
     uint64_t random = random_start(options->seed, RANDOM_BATCHES);
@@ -184,21 +197,31 @@ static ga_report train(const struct gpt *gpt, const struct options *options, con
     adamw.beta2 = BETA2;
     adamw.weight_decay = WEIGHT_DECAY;
     window.max_grad_norm = options->clip;
+    window.max_consecutive_skips = 1;
     check(ga_adamw_create(&optimizer, gpt->parameters, gpt->parameter_count, &adamw));
     check(ga_accumulator_create(&accumulator, optimizer, &window));
-    for (update = 0; update < options->updates; update++) {
+    if (options->compute_dtype == GA_FLOAT16)
+        scaler = scale_losses(accumulator);
+    for (update = 0; update < options->updates; update = report.update_count) {
         const int report_is_due = (update + 1) % options->eval_every == 0 || update + 1 == options->updates;
         const double started_at = seconds_now();
+        const uint64_t before = random;
 
         check(ga_optimizer_set_learning_rate(optimizer, learning_rate_of(options, update)));
         report = train_update(gpt, accumulator, options, text, &windows, &random);
         progress->training_seconds += seconds_now() - started_at;
+        if (report.outcome != GA_STEP_APPLIED) {
+            /* No update: the same window again, at the lower scale. */
+            random = before;
+            continue;
+        }
         if (report_is_due)
             progress->validation_loss = validation_loss(gpt, text, &windows);
         progress_show(progress, update + 1, report.loss, report_is_due);
     }
     progress_end_line();
     ga_accumulator_free(accumulator);
+    ga_loss_scaler_free(scaler);
     ga_optimizer_free(optimizer);
     windows_free(&windows);
     return report;

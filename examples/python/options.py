@@ -11,7 +11,7 @@ LARGEST_SIZE = 10**9
 LARGEST_SEED = 2**63 - 1
 MOST_LAYERS = 1000
 MOST_THREADS = 1024
-COMPUTE_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+COMPUTE_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +51,7 @@ def number(option, zero_is_allowed=False):
 def compute_dtype(option):
     def parse(text):
         if text not in COMPUTE_DTYPES:
-            raise Failure(f"{option} must be f32 or bf16, but it is '{text}'.", EXIT_USAGE)
+            raise Failure(f"{option} must be f32, bf16 or f16, but it is '{text}'.", EXIT_USAGE)
         return text
 
     return parse
@@ -102,10 +102,11 @@ def parse_options():
     )
     add(
         "--compute",
-        "f32|bf16",
+        "f32|bf16|f16",
         compute_dtype("--compute"),
         "f32",
-        "what matrix products multiply in; sums, weights and optimizer stay f32",
+        "what matrix products multiply in; sums, weights and optimizer stay f32, and with f16 a dynamic loss "
+        "scale keeps gradients in its range",
     )
     options = parser.parse_args()
 

@@ -69,7 +69,7 @@ def train_update(gpt, accumulator, options, text, windows, random):
         accumulator.accumulate(loss, weight=rows * options.context)
         stop_if_interrupted()
     report = accumulator.step()
-    if report.skipped:
+    if report.skipped and report.outcome != ga.Outcome.SKIPPED_OVERFLOW:
         raise Failure("a gradient is no finite number any more: choose a lower --learning-rate.")
     return report
 
@@ -90,18 +90,30 @@ def validation_loss(gpt, text, windows):
 def train(gpt, options, train_text, validation_text, progress):
     """Returns the report of the last update."""
     optimizer = ga.AdamW(gpt.parameters, lr=options.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
-    accumulator = ga.Accumulator(optimizer, max_grad_norm=options.clip)
+    # The scale keeps gradients of float16 in its range. It is halved by an overflow, whose window is skipped; a second skip
+    # in a row is an error where it cannot go lower.
+    scaler = ga.LossScaler() if options.compute == "f16" else None
+    accumulator = ga.Accumulator(
+        optimizer, max_grad_norm=options.clip, max_consecutive_skips=1, loss_scaler=scaler
+    )
     windows = Windows(options.micro_batch, options.context)
     random = Random(options.seed, Random.BATCHES)
-    for update in range(options.updates):
+    update = 0
+    while update < options.updates:
         report_is_due = (update + 1) % options.eval_every == 0 or update + 1 == options.updates
         started_at = time.monotonic()
+        before = random.state
         optimizer.lr = learning_rate_of(options, update)
         report = train_update(gpt, accumulator, options, train_text, windows, random)
         progress.training_seconds += time.monotonic() - started_at
+        if report.skipped:
+            # No update: the same window again, at the lower scale.
+            random.state = before
+            continue
         if report_is_due:
             progress.validation_loss = validation_loss(gpt, validation_text, windows)
-        progress.show(update + 1, report.loss, report_is_due)
+        update = report.update_count
+        progress.show(update, report.loss, report_is_due)
     progress.end_line()
     return report
 

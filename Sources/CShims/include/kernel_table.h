@@ -50,10 +50,11 @@ typedef struct shims_matrix {
     shims_format format;
 } shims_matrix;
 
-/* c [m, n] (+)= a [m, k] b [k, n] (+ bias [n]). c, in F32 or BF16, is contiguous along its rows; only one in F32 can be added to, and
+/* c [m, n] (+)= a [m, k] b [k, n] (+ bias [n]). c, in any format, is contiguous along its rows; only one in F32 can be added to, and
  * then there is no bias.
  * arithmetic F32: operands are multiplied as floats. BF16: they are rounded to bfloat16, and their exact products are
- * added to float sums, of every pair along k that begins at a multiple of 2 the second before the first. */
+ * added to float sums, of every pair along k that begins at a multiple of 2 the second before the first. F16: they are
+ * rounded to float16, and multiplied as floats. */
 typedef struct shims_product {
     void *_Nonnull c;
     int64_t ldc;

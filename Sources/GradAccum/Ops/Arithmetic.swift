@@ -11,7 +11,7 @@ extension Tensor {
     public static func / (a: Tensor, b: Tensor) throws(GAError) -> Tensor { try binary(SHIMS_DIVIDE, "divide", a, b) }
 }
 
-/// a op b, element by element, with broadcasting; bfloat16 if both are, else float32.
+/// a op b, element by element, with broadcasting; in the type of both, or float32 if they differ.
 private func binary(_ op: shims_binary, _ name: StaticString, _ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
     try a.requireFloat(name, "a")
     try b.requireFloat(name, "b")
@@ -24,7 +24,7 @@ private func binary(_ op: shims_binary, _ name: StaticString, _ a: Tensor, _ b: 
         Runtime.kernels.binary(
             op, y + position, x1 + offsetA, Int64(runs.innerA), x2 + offsetB, Int64(runs.innerB), Int64(count))
     }
-    if a.dtype == .bfloat16 && b.dtype == .bfloat16 { out = try out.cast(to: .bfloat16) }
+    if a.dtype == b.dtype && a.dtype != .float32 { out = try out.cast(to: a.dtype) }
     // A sum's gradient reads no operand, a product's the other one, and a quotient's the divisor in any case.
     let isSum = op == SHIMS_ADD || op == SHIMS_SUBTRACT
     let readsLeft = !isSum && b.requiresGrad

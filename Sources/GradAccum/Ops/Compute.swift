@@ -2,20 +2,24 @@ import CShims
 
 /// What linear layers and attention compute in on this thread.
 ///
-/// With bfloat16 they round what they multiply to it, add up in float32, and give results in bfloat16; normalisations,
-/// softmax, losses and the gradients of parameters stay float32, and so do the parameters themselves.
+/// With bfloat16 or float16 they round what they multiply to it, add up in float32, and give results in it; normalisations,
+/// softmax, losses and the gradients of parameters stay float32, and so do the parameters themselves. The range of float16
+/// ends at 65504, and below 6e-5 it loses digits: gradients need a ``LossScaler``.
 public enum Compute {
     private static let slot = Int32(SHIMS_SLOT_COMPUTE_DTYPE)
 
-    /// float32 or bfloat16.
-    public static var dtype: DType { shims_thread_slot(slot) == nil ? .float32 : .bfloat16 }
+    /// A floating type.
+    public static var dtype: DType {
+        DType(rawValue: Int32(Int(bitPattern: shims_thread_slot(slot)))) ?? .float32
+    }
 
     /// Errors: `unsupported` for a type that nothing can compute in.
     public static func setDType(_ dtype: DType) throws(GAError) {
-        guard dtype == .float32 || dtype == .bfloat16 else {
-            throw GAError(.unsupported, "compute_dtype is \(dtype): this version computes in float32 or bfloat16")
+        guard dtype.isFloatingPoint else {
+            throw GAError(.unsupported, "compute_dtype is \(dtype): computing is in float32, bfloat16 or float16")
         }
-        shims_set_thread_slot(slot, dtype == .float32 ? nil : UnsafeMutableRawPointer(bitPattern: 1))
+        let value = dtype == .float32 ? 0 : Int(dtype.rawValue)
+        shims_set_thread_slot(slot, UnsafeMutableRawPointer(bitPattern: value))
     }
 
     /// Runs `body` with operations of this thread computing in `dtype`.

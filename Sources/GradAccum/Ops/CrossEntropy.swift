@@ -34,7 +34,7 @@ extension Tensor {
     ///
     /// As ``linear(_:_:)`` and ``crossEntropy(_:ignoreIndex:reduction:)`` one after the other, to the bit in float32, but the
     /// logits and their gradient share one piece of memory, which the caller never sees. The softmax and the loss are those
-    /// of float32 where the logits are bfloat16.
+    /// of float32 where the logits are not.
     public func linearCrossEntropy(
         _ weight: Tensor, _ targets: Tensor, ignoreIndex: Int64? = nil, reduction: Reduction = .sum
     ) throws(GAError) -> Tensor {

@@ -99,7 +99,7 @@ struct LinearLayer {
     func weightGradient(
         _ dw: UnsafeMutablePointer<Float>, _ dy: Tensor, _ x: Tensor, _ accumulate: Int32
     ) throws(GAError) {
-        let arithmetic = rowsOfSample % 2 == 0 ? compute : .float32
+        let arithmetic = rowsOfSample % 2 == 0 || compute != .bfloat16 ? compute : .float32
         try MatrixProduct(m: n, n: k, k: rows, arithmetic: arithmetic, accumulate: accumulate)
             .run(Matrix(dw, row: k), Matrix(dy, row: n).transposed, Matrix(x, row: k))
     }

@@ -118,7 +118,7 @@ struct MatrixProduct {
     /// not words in memory as they are: so a tile is tall or wide.
     private func tiles(_ a: Matrix) -> (rows: Blocks, columns: Blocks) {
         let threads = Runtime.numThreads
-        if a.column == 1 && a.dtype == arithmetic {
+        if a.column == 1 && a.dtype == arithmetic && arithmetic != .float16 {
             let rows = Blocks(m, largest: 2048)
             return (rows, .balanced(n, largest: 128, times: rows.count, threads: threads))
         }

@@ -9,11 +9,11 @@ extension Tensor {
         }
     }
 
-    /// Errors: `dtype` unless this is float32 or bfloat16.
+    /// Errors: `dtype` unless this is of a floating type.
     func requireFloat(_ operation: StaticString, _ argument: StaticString) throws(GAError) {
-        guard dtype == .float32 || dtype == .bfloat16 else {
-            let advice = dtype.isFloatingPoint ? ": cast it first" : ""
-            throw GAError(.dtype, "\(operation): \(argument) is \(dtype), and float32 or bfloat16 is needed\(advice)")
+        guard dtype.isFloatingPoint else {
+            throw GAError(
+                .dtype, "\(operation): \(argument) is \(dtype), and float32, bfloat16 or float16 is needed")
         }
     }
 

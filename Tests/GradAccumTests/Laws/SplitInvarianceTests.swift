@@ -5,7 +5,7 @@ import XCTest
 final class SplitInvarianceTests: LawTestCase {
     func testEveryOperation() throws {
         test(of: .splitInvariance)
-        for dtype in [DType.float32, .bfloat16] { try withCompute(dtype, everyOperation) }
+        for dtype in [DType.float32, .bfloat16, .float16] { try withCompute(dtype, everyOperation) }
     }
 
     private func everyOperation() throws {
@@ -50,7 +50,7 @@ final class SplitInvarianceTests: LawTestCase {
 
     func testGPTAndItsWeightsAfterUpdates() throws {
         test(of: .splitInvariance)
-        for dtype in [DType.float32, .bfloat16] { try withCompute(dtype, gptAndItsWeightsAfterUpdates) }
+        for dtype in [DType.float32, .bfloat16, .float16] { try withCompute(dtype, gptAndItsWeightsAfterUpdates) }
     }
 
     /// Odd and even lengths: with bfloat16, weight gradients of an odd one take another path.
@@ -94,7 +94,7 @@ final class SplitInvarianceTests: LawTestCase {
 
     func testMLPOfSingleRows() throws {
         test(of: .splitInvariance)
-        for dtype in [DType.float32, .bfloat16] { try withCompute(dtype, mlpOfSingleRows) }
+        for dtype in [DType.float32, .bfloat16, .float16] { try withCompute(dtype, mlpOfSingleRows) }
     }
 
     private func mlpOfSingleRows() throws {

@@ -13,7 +13,7 @@ from ._ffi import lib
 from .ops import constant
 from .tensor import DType
 
-_COMPUTE_DTYPES = {"float32": _ffi.FLOAT32, "bfloat16": _ffi.BFLOAT16}
+_COMPUTE_DTYPES = {"float32": _ffi.FLOAT32, "bfloat16": _ffi.BFLOAT16, "float16": _ffi.FLOAT16}
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ def instruction_set() -> str:
 
 
 def set_compute_dtype(dtype: Union[DType, str]) -> None:
-    """What linear layers and attention of this thread multiply in: "float32", the default, or "bfloat16".
+    """What linear layers and attention of this thread multiply in: "float32", the default, "bfloat16" or "float16".
 
-    Their results, and those of layer_norm, are of that type; parameters, gradients and losses stay float32.
+    Their results, and those of layer_norm, are of that type; parameters, gradients and losses stay float32. float16 has a
+    narrow range, so that its gradients need a LossScaler. What is set holds for the operations that follow, so that parts
+    of a model can each have their own; their gradients are computed as they were.
     """
     lib.ga_set_compute_dtype(
         constant(_COMPUTE_DTYPES, "dtype", dtype) if isinstance(dtype, str) else dtype
