@@ -3,14 +3,16 @@
 # make test     runs every test, and ends with the table of the laws
 # make laws     runs the tests of the laws alone; make laws-long runs ten times the cases
 # make bench    compares with PyTorch and JAX, row by row (BENCH_ARGS="--only gpt-char-f32 --quick")
-# make examples builds the C programs into build/examples/
+# make examples builds the C and C++ programs into build/examples/
 # make format   formats the Swift sources
 
 SWIFT ?= swift
 CC ?= cc
+CXX ?= c++
 PYTHON ?= python3
 LIBRARY := build/lib/libgradaccum.so.1
-EXAMPLES := $(patsubst examples/c/%.c,build/examples/%,$(wildcard examples/c/*.c))
+EXAMPLES := $(patsubst examples/c/%.c,build/examples/%,$(wildcard examples/c/*.c)) \
+    $(patsubst examples/cpp/%.cpp,build/examples/%,$(wildcard examples/cpp/*.cpp))
 VENV := build/venv
 BENCH_VENV := build/bench-venv
 
@@ -33,6 +35,12 @@ examples: library $(EXAMPLES)
 build/examples/%: examples/c/%.c $(wildcard examples/c/*.h) include/gradaccum.h | library
 	@mkdir -p build/examples
 	$(CC) -std=c99 -O2 -Wall -Wextra -pedantic -Iinclude $< -o $@ -Lbuild/lib -lgradaccum -lm -Wl,-rpath,'$$ORIGIN/../lib'
+
+build/examples/%: examples/cpp/%.cpp bindings/cpp/gradaccum.hpp $(wildcard bindings/cpp/gradaccum/*.hpp) \
+    include/gradaccum.h | library
+	@mkdir -p build/examples
+	$(CXX) -std=c++17 -O2 -Wall -Wextra -Wpedantic -Wconversion -Iinclude -Ibindings/cpp $< -o $@ \
+	    -Lbuild/lib -lgradaccum -Wl,-rpath,'$$ORIGIN/../lib'
 
 demo: examples
 	@if [ -z "$(TEXT)" ]; then command -v bible >/dev/null || scripts/install-packages.sh bible-kjv; fi
