@@ -13,6 +13,11 @@ PYTHON ?= python3
 LIBRARY := build/lib/libgradaccum.so.1
 EXAMPLES := $(patsubst examples/c/%.c,build/examples/%,$(wildcard examples/c/*.c)) \
     $(patsubst examples/cpp/%.cpp,build/examples/%,$(wildcard examples/cpp/*.cpp))
+# Of the Debian package libpython3-dev, for the program that embeds Python; without it, that is left out.
+PYTHON_CONFIG := $(firstword $(wildcard /usr/bin/*-linux-gnu-python3-config))
+ifneq ($(PYTHON_CONFIG),)
+EXAMPLES += build/examples/embed_python
+endif
 VENV := build/venv
 BENCH_VENV := build/bench-venv
 
@@ -41,6 +46,11 @@ build/examples/%: examples/cpp/%.cpp bindings/cpp/gradaccum.hpp $(wildcard bindi
 	@mkdir -p build/examples
 	$(CXX) -std=c++17 -O2 -Wall -Wextra -Wpedantic -Wconversion -Iinclude -Ibindings/cpp $< -o $@ \
 	    -Lbuild/lib -lgradaccum -Wl,-rpath,'$$ORIGIN/../lib'
+
+build/examples/embed_python: examples/embed/embed_python.c include/gradaccum.h | library
+	@mkdir -p build/examples
+	$(CC) -std=c99 -O2 -Wall -Wextra -pedantic -Iinclude $(patsubst -I%,-isystem %,$(shell $(PYTHON_CONFIG) --includes)) \
+	    $< -o $@ -Lbuild/lib -lgradaccum $(shell $(PYTHON_CONFIG) --embed --ldflags) -Wl,-rpath,'$$ORIGIN/../lib'
 
 demo: examples
 	@if [ -z "$(TEXT)" ]; then command -v bible >/dev/null || scripts/install-packages.sh bible-kjv; fi
@@ -71,8 +81,11 @@ test-swift:
 	        GRADACCUM_ISA=$${isa%:*} $(SWIFT) test -c release --skip-build --filter GradAccumTests || exit 1; \
 	    fi; done
 
-test-python: examples $(VENV)/ready
+test-python: $(VENV)/ready
 	@command -v bible >/dev/null || scripts/install-packages.sh bible-kjv
+	@[ -n "$(PYTHON_CONFIG)" ] || scripts/install-packages.sh libpython3-dev || \
+	    echo "libpython3-dev is missing: the tests of the program that embeds Python are skipped"
+	@$(MAKE) --no-print-directory examples
 	GRADACCUM_LIBRARY=$(CURDIR)/$(LIBRARY) $(VENV)/bin/python -m pytest Tests/python -q
 
 bench: library $(BENCH_VENV)/ready

@@ -662,12 +662,24 @@ PROTOTYPES: dict[str, Prototype] = {
 # ====== The library ======
 
 
+def _is_loaded() -> bool:
+    """Whether this process has the library already, as a program does that embeds Python."""
+    try:
+        ctypes.CDLL(SONAME, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:
+        return False
+    return True
+
+
 def candidates() -> list[str]:
     """The places a library is looked for, in order. An explicit path is the only one: a build that was asked
-    for and does not load must not be replaced by another in silence."""
+    for and does not load must not be replaced by another in silence. A library that the process has already is
+    the only one, too: handles of one library are none of another."""
     explicit = os.environ.get("GRADACCUM_LIBRARY")
     if explicit:
         return [explicit]
+    if _is_loaded():
+        return [SONAME]
     package = Path(__file__).resolve().parent
     found = [str(package / "_lib" / SONAME), str(package.parents[2] / "build" / "lib" / SONAME)]
     installed = ctypes.util.find_library("gradaccum")

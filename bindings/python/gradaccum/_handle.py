@@ -19,6 +19,12 @@ class Handle:
         self._address = address
         self._name = name
         self._finalizer = weakref.finalize(self, free, address)
+        self._is_borrowed = False
+
+    def _disown(self) -> None:
+        """Leaves the object to somebody else, who frees it."""
+        self._finalizer.detach()
+        self._is_borrowed = True
 
     @property
     def handle(self) -> int:

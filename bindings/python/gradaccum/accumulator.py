@@ -222,7 +222,6 @@ class Accumulator(Handle):
         loss_scaler: LossScaler | None = None,
         retry_handler: RetryHandler | None = None,
     ) -> None:
-        self.optimizer = optimizer
         options = _ffi.AccumulatorOptions(
             accumulation_steps=accumulation_steps,
             max_grad_norm=max_grad_norm,
@@ -241,17 +240,34 @@ class Accumulator(Handle):
         )
         out = c_void_p()
         lib.ga_accumulator_create(byref(out), optimizer.handle, byref(options))
-        self._own(out.value, _free, "accumulator")
-        self._skip_callback: Any = None  # what the library calls, which must live as long
-        self._retry_callback: Any = None
-        self._error_of_handler: BaseException | None = None
-        self.loss_scaler: LossScaler | None = None
+        self._hold(out.value, optimizer)
         if loss_scaler is not None:
             self.set_loss_scaler(loss_scaler)
         if retry_handler is not None:
             self.set_retry_handler(retry_handler)
         if skip_handler is not None:
             self.set_skip_handler(skip_handler)
+
+    def _hold(self, address: int | None, optimizer: Optimizer) -> None:
+        self._own(address, _free, "accumulator")
+        self.optimizer = optimizer
+        self._skip_callback: Any = None  # what the library calls, which must live as long
+        self._retry_callback: Any = None
+        self._error_of_handler: BaseException | None = None
+        self.loss_scaler: LossScaler | None = None
+
+    @staticmethod
+    def borrow(handle: int, optimizer: Optimizer) -> Accumulator:
+        """The accumulator of a ga_accumulator handle that somebody else owns, such as the C program that this
+        interpreter runs in, and its optimizer. It is not freed here, and keeps its owner's handlers and loss scaler."""
+        borrowed = Accumulator.__new__(Accumulator)
+        borrowed._hold(handle, optimizer)
+        borrowed._disown()
+        return borrowed
+
+    def _require_own(self, handler: str) -> None:
+        if self._is_borrowed:
+            raise GAStateError(f"the accumulator is borrowed: its owner sets the {handler}")
 
     @property
     def accumulation_steps(self) -> int:
@@ -391,6 +407,7 @@ class Accumulator(Handle):
                 accumulator._error_of_handler = error
                 return _ffi.DECISION_RAISE
 
+        self._require_own("skip handler")
         this = weakref.ref(self)
         callback = _ffi.SkipFn() if handler is None else _ffi.SkipFn(decide)
         lib.ga_accumulator_set_skip_handler(self.handle, callback, None)
@@ -417,6 +434,7 @@ class Accumulator(Handle):
                 accumulator._error_of_handler = error
                 return -1
 
+        self._require_own("retry handler")
         this = weakref.ref(self)
         callback = _ffi.RetryFn() if handler is None else _ffi.RetryFn(retry)
         lib.ga_accumulator_set_retry_handler(self.handle, callback, None)

@@ -89,13 +89,26 @@ class Optimizer(Handle):
         self.parameters: tuple[Tensor, ...] = tuple(_flat(given))
         out = c_void_p()
         create(byref(out), _handles(self.parameters), len(self.parameters), byref(options))
-        self._own(out.value, lib.ga_optimizer_free, "optimizer")
-        self._schedule: Schedule | None = None
-        self._scaling: BatchScaling | None = None
-        self._groups: list[ParameterGroup] = []
+        self._hold(out.value)
         for group in given:
             if isinstance(group, dict):
                 self.add_group(group.pop("params"), **group)
+
+    def _hold(self, address: int | None) -> None:
+        self._own(address, lib.ga_optimizer_free, "optimizer")
+        self._schedule: Schedule | None = None
+        self._scaling: BatchScaling | None = None
+        self._groups: list[ParameterGroup] = []
+
+    @staticmethod
+    def borrow(handle: int, parameters: Iterable[Tensor]) -> Optimizer:
+        """The optimizer of a ga_optimizer handle that somebody else owns, such as the C program that this
+        interpreter runs in, and its parameters in their order. It is not freed here."""
+        borrowed = Optimizer.__new__(Optimizer)
+        borrowed.parameters = tuple(parameters)
+        borrowed._hold(handle)
+        borrowed._disown()
+        return borrowed
 
     def add_group(
         self,

@@ -85,6 +85,16 @@ class Tensor:
         if scopes:
             scopes[-1]._made.add(self)
 
+    @classmethod
+    def borrow(cls, handle: int) -> Tensor:
+        """The tensor of a ga_tensor handle that somebody else owns, such as the C program that this interpreter
+        runs in. It is not freed here; once its owner has freed it, it is refused."""
+        borrowed = cls(handle)
+        borrowed._finalizer.detach()
+        for scope in _open_scopes():
+            scope._made.discard(borrowed)
+        return borrowed
+
     @property
     def handle(self) -> int:
         """The ga_tensor address, for calls of the C library."""
