@@ -73,7 +73,7 @@ test-header: library
 	Tests/header/check_library.sh $(LIBRARY)
 	Tests/header/check_kernels.sh "$$($(SWIFT) build -c release --show-bin-path)"
 
-test-swift:
+test-swift: library $(VENV)/ready libpython
 	$(SWIFT) test -c release
 	GRADACCUM_ISA=baseline $(SWIFT) test -c release --skip-build --filter GradAccumTests
 	for isa in avx2:avx512f avx512:avx512_bf16; do \
@@ -81,12 +81,15 @@ test-swift:
 	        GRADACCUM_ISA=$${isa%:*} $(SWIFT) test -c release --skip-build --filter GradAccumTests || exit 1; \
 	    fi; done
 
-test-python: $(VENV)/ready
+test-python: $(VENV)/ready libpython
 	@command -v bible >/dev/null || scripts/install-packages.sh bible-kjv
-	@[ -n "$(PYTHON_CONFIG)" ] || scripts/install-packages.sh libpython3-dev || \
-	    echo "libpython3-dev is missing: the tests of the program that embeds Python are skipped"
 	@$(MAKE) --no-print-directory examples
 	GRADACCUM_LIBRARY=$(CURDIR)/$(LIBRARY) $(VENV)/bin/python -m pytest Tests/python -q
+
+.PHONY: libpython
+libpython:
+	@[ -n "$(PYTHON_CONFIG)" ] || scripts/install-packages.sh libpython3-dev || \
+	    echo "libpython3-dev is missing: the tests that embed Python are skipped"
 
 bench: library $(BENCH_VENV)/ready
 	$(BENCH_VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)
