@@ -67,7 +67,7 @@ class _Sized(Structure):
 
     _defaults_: tuple[tuple[str, float], ...] = ()
 
-    def __init__(self, **fields: float) -> None:
+    def __init__(self, **fields: Any) -> None:
         super().__init__(**{**dict(self._defaults_), "struct_size": ctypes.sizeof(type(self)), **fields})
 
 

@@ -42,9 +42,11 @@ class _Block:
             return _FAILED
 
 
-@_ffi.UserReleaseFn
-def _release(user: Any) -> None:
+def _forget(user: Any) -> None:
     _blocks.pop(user, None)
+
+
+_release = _ffi.UserReleaseFn(_forget)
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -77,17 +77,20 @@ class _Rule:
             return error.status if isinstance(error, GAError) else _FAILED
 
 
-@_ffi.UserReleaseFn
-def _release(user: Any) -> None:
+def _forget(user: Any) -> None:
     _rules.pop(user, None)
+
+
+_release = _ffi.UserReleaseFn(_forget)
 
 
 class CustomOptimizer(Optimizer):
     """An optimizer whose rule is a function of Python.
 
     rule(parameter, gradient, slots, update) changes the flat arrays parameter and slots in place; gradient is to be
-    multiplied by update.gradient_scale; update.weight_decay is the rule's to use. slots are arrays of the parameter's size, zeros at first. An exception ends
-    the step: the window is dropped, the update not counted, and what the rule has changed stays.
+    multiplied by update.gradient_scale; update.weight_decay is the rule's to use. slots are arrays of the parameter's
+    size, zeros at first. An exception ends the step: the window is dropped, the update not counted, and what the rule
+    has changed stays.
 
     elementwise: the rule updates every element alone; it is then called for pieces, on several threads.
     """
@@ -106,9 +109,10 @@ class CustomOptimizer(Optimizer):
         self._rule = _rules[number] = _Rule(rule, slots)
 
         def create(out: Any, addresses: Any, count: int, options: Structure) -> int:
-            return lib.ga_custom_create(
+            status: int = lib.ga_custom_create(
                 out, addresses, count, self._rule.callback, number, _release, options
             )
+            return status
 
         options = _ffi.CustomOptions(
             elementwise=int(elementwise), learning_rate=lr, slot_count=slots, weight_decay=weight_decay

@@ -115,11 +115,11 @@ class LossScaler(Handle):
         """What another scaler with the same options goes on from."""
         state = _ffi.LossScalerState()
         lib.ga_loss_scaler_save(self.handle, byref(state))
-        return {name: getattr(state, name) for name, _ in state._fields_[1:]}
+        return {name: getattr(state, name) for name, *_ in state._fields_[1:]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state. Windows in progress keep their scale."""
-        names = [name for name, _ in _ffi.LossScalerState._fields_[1:]]
+        names = [name for name, *_ in _ffi.LossScalerState._fields_[1:]]
         if sorted(state) != sorted(names):
             raise GAInvalidArgumentError(
                 f"the state has {', '.join(sorted(state)) or 'nothing'}, and {', '.join(names)} are needed"

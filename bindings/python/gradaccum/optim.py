@@ -41,7 +41,8 @@ class ParameterGroup:
     @property
     def lr_scale(self) -> float:
         """What the optimizer's learning rate is multiplied by."""
-        return self._options().learning_rate_scale
+        value: float = self._options().learning_rate_scale
+        return value
 
     @lr_scale.setter
     def lr_scale(self, value: float) -> None:
@@ -60,7 +61,8 @@ class ParameterGroup:
     @property
     def max_grad_norm(self) -> float:
         """The largest norm of the group's mean gradient, apart from all others; 0: clipped with the rest."""
-        return self._options().max_grad_norm
+        value: float = self._options().max_grad_norm
+        return value
 
     @max_grad_norm.setter
     def max_grad_norm(self, value: float) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import byref, c_double
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from . import _ffi
+from ._dataclasses import dataclass, field
 from ._ffi import lib
 from .errors import GAInvalidArgumentError
 

@@ -83,6 +83,7 @@ def split_ranges(
     elif size is not None:
         arguments, function = (samples, operator.index(size)), lib.ga_split_by_size
     else:
+        assert micro_batches is not None
         arguments, function = (samples, operator.index(micro_batches)), lib.ga_split_by_count
     function(None, 0, byref(count), *arguments)
     boundaries = (c_int64 * (count.value + 1))()

@@ -23,10 +23,12 @@ class _Reader:
         self._offset = len(_MAGIC)
 
     def integer(self) -> int:
-        return self._word("<q")
+        value: int = self._word("<q")
+        return value
 
     def double(self) -> float:
-        return self._word("<d")
+        value: float = self._word("<d")
+        return value
 
     def _word(self, kind: str) -> Any:
         (value,) = struct.unpack_from(kind, self._data, self._skip(8))
