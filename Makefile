@@ -3,6 +3,7 @@
 # make test     runs every test, and ends with the table of the laws
 # make laws     runs the tests of the laws alone; make laws-long runs ten times the cases
 # make bench    compares with PyTorch and JAX, row by row (BENCH_ARGS="--only gpt-char-f32 --quick")
+# make wheel    builds the Python package with the library in it, to dist/
 # make examples builds the C and C++ programs into build/examples/
 # make format   formats the Swift sources
 
@@ -20,10 +21,12 @@ EXAMPLES += build/examples/embed_python
 endif
 VENV := build/venv
 BENCH_VENV := build/bench-venv
+WHEEL_VENV := build/wheel-venv
 
 TALLY := $(CURDIR)/build/laws.tally
 
-.PHONY: all library examples demo test test-swift test-header test-python laws laws-long bench format clean
+.PHONY: all library examples demo test test-swift test-header test-python test-wheel wheel laws laws-long bench \
+    format clean
 
 all: library
 
@@ -57,7 +60,7 @@ demo: examples
 	@TEXT="$(TEXT)" examples/demo.sh
 
 test: export GRADACCUM_LAW_TALLY = $(TALLY)
-test: empty-tally test-header test-swift test-python
+test: empty-tally test-header test-swift test-python test-wheel
 	@$(PYTHON) Tests/laws.py table $(TALLY)
 
 .PHONY: empty-tally
@@ -86,6 +89,13 @@ test-python: $(VENV)/ready libpython
 	@$(MAKE) --no-print-directory examples
 	GRADACCUM_LIBRARY=$(CURDIR)/$(LIBRARY) $(VENV)/bin/python -m pytest Tests/python -q
 
+wheel: library $(WHEEL_VENV)/ready
+	scripts/build-wheel.sh $(LIBRARY) $(WHEEL_VENV)
+
+test-wheel: wheel $(VENV)/ready
+	$(VENV)/bin/python Tests/wheel.py $(WHEEL_VENV)/bin/pip \
+	    $(wildcard $(VENV)/lib/python3*/site-packages $(BENCH_VENV)/lib/python3*/site-packages)
+
 .PHONY: libpython
 libpython:
 	@[ -n "$(PYTHON_CONFIG)" ] || scripts/install-packages.sh libpython3-dev || \
@@ -96,7 +106,8 @@ bench: library $(BENCH_VENV)/ready
 
 $(VENV)/ready: Tests/python/requirements.txt
 $(BENCH_VENV)/ready: benchmarks/requirements.txt
-$(VENV)/ready $(BENCH_VENV)/ready:
+$(WHEEL_VENV)/ready: scripts/wheel-requirements.txt
+$(VENV)/ready $(BENCH_VENV)/ready $(WHEEL_VENV)/ready:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q -r $<
 	@touch $@
@@ -105,4 +116,4 @@ format:
 	$(SWIFT) format -i -r Package.swift Sources/Kernels Sources/GradAccum Sources/GradAccumC Tests
 
 clean:
-	rm -rf build .build
+	rm -rf build dist .build
