@@ -131,6 +131,44 @@ func addScaled(
     }
 }
 
+/// `out[i] = scale * x[i]`, with x in any storage format, stored past the caches.
+///
+/// A store into a line that is in no cache reads it first, for nothing where all of it is written.
+func streamScaled(
+    _ out: UnsafeMutablePointer<Float>, _ x: UnsafeRawPointer, _ format: shims_format, _ scale: Float, _ n: Int64
+) {
+    let n = Int(n)
+    let size = format.rawValue == SHIMS_F32.rawValue ? 4 : 2
+    let past = Int(bitPattern: out) & 63
+    guard past & 3 == 0 else { return addScaled(out, x, format, scale, Int64(n), 0) }
+    let toLine = past == 0 ? 0 : (64 &- past) / 4
+    let start = toLine < n ? toLine : n
+    let end = start &+ (n &- start) & ~15
+    addScaled(out, x, format, scale, Int64(start), 0)
+    let factor = Vector(repeating: scale)
+    let single = x.assumingMemoryBound(to: Float.self)
+    let half = x.assumingMemoryBound(to: UInt16.self)
+    // A product with 1 would flush denormals.
+    let isProduct = scale != 1
+    @inline(always)
+    func stream(_ value: Vector, _ lanes: Lanes) {
+        shims_stream(out + lanes.first, isProduct ? factor * value : value)
+    }
+    @inline(always)
+    func streamF32(_ lanes: Lanes) { stream(load(single, lanes), lanes) }
+    @inline(always)
+    func streamBF16(_ lanes: Lanes) { stream(fromBF16(load(half, lanes)), lanes) }
+    @inline(always)
+    func streamF16(_ lanes: Lanes) { stream(fromF16(load(half, lanes)), lanes) }
+    switch format.rawValue {
+    case SHIMS_F32.rawValue: forEachLanes(from: start, to: end, streamF32)
+    case SHIMS_BF16.rawValue: forEachLanes(from: start, to: end, streamBF16)
+    default: forEachLanes(from: start, to: end, streamF16)
+    }
+    shims_stream_end()
+    addScaled(out + end, x + end &* size, format, scale, Int64(n &- end), 0)
+}
+
 /// `out[i] = value`.
 func fill(_ out: UnsafeMutablePointer<Float>, _ value: Float, _ n: Int64) {
     let number = Vector(repeating: value)

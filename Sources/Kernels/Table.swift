@@ -8,6 +8,7 @@ public func makeKernelTable() -> shims_kernel_table {
         unary: unary,
         unary_gradient: unaryGradient,
         add_scaled: addScaled,
+        stream_scaled: streamScaled,
         fill: fill,
         to_f32: toF32,
         from_f32: fromF32,

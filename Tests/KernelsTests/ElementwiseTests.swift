@@ -97,6 +97,29 @@ final class ElementwiseTests: KernelTestCase {
         }
     }
 
+    /// From every place in a line on, with nothing written before and after.
+    func testStreamedProductsAreThoseOfAddScaled() {
+        var random = SplitMix64(12)
+        for build in Build.all {
+            for format in [SHIMS_F32, SHIMS_BF16, SHIMS_F16] {
+                for (n, first) in lengths.flatMap({ n in [0, 1, 5, 15].map { (n, $0) } }) {
+                    for scale: Float in [1, 0.3] {
+                        let x = StoredNumbers(random.specialFloats(n), format)
+                        let (streamed, stored) = (
+                            Buffer(repeating: unread, count: n + 32), Buffer(repeating: unread, count: n + 32)
+                        )
+                        withDenormalsFlushed(true) {
+                            build.kernels.stream_scaled(streamed.pointer + first, x.pointer, format, scale, Int64(n))
+                            build.kernels.add_scaled(stored.pointer + first, x.pointer, format, scale, Int64(n), 0)
+                        }
+                        expectSameBits(
+                            streamed.elements, stored.elements, "\(build.name) format \(format) n=\(n) from \(first)")
+                    }
+                }
+            }
+        }
+    }
+
     func testAddScaledByOneChangesNoBit() {
         var random = SplitMix64(5)
         for build in Build.all {

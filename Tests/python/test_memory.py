@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradaccum as ga
@@ -530,3 +532,20 @@ def limited_address_space() -> list[str]:
 
 def test_system_that_is_out_of_memory_is_a_status():
     assert in_new_process(limited_address_space) == ["GAOutOfMemoryError"] * 3
+
+
+# ====== Large pages ======
+
+
+def test_large_memory_asks_for_huge_pages():
+    """As the flags in the kernel's list of mappings say."""
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has no transparent huge pages")
+    x = ga.zeros((24 << 20,))
+    middle, found = np.asarray(x).ctypes.data + (48 << 20), ""
+    for line in Path("/proc/self/smaps").read_text(encoding="ascii").splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        elif line.startswith("VmFlags:") and start <= middle < end:
+            found = line
+    assert " hg" in found, found

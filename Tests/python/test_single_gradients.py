@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradaccum as ga
 import numpy as np
 import pytest
+from gradaccum._ffi import lib
 
 from tally import FLAT_MEMORY, NO_TRACE, TRUE_WEIGHTS
 from windows import NAN, Window, gradients
@@ -133,3 +134,25 @@ def test_memory_is_flat_once_the_sums_are_there():
             window.step()
     usage = ga.memory_usage()
     assert (usage.allocator_calls, usage.live_bytes) == (calls, live)
+
+
+@modes
+def test_sums_that_are_larger_than_the_caches_have_the_same_bits(isolated):
+    """Their first gradient is stored past the caches."""
+    size, half = (16 << 20) + 1000, 1 << 19
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 1 << 16, size, np.uint16)
+    first[first & 0x7FFF >= 0x7000] = 0  # nothing that is not finite, or whose product is not
+    second = np.full(size, 0.5, np.float32)
+    weights = [ga.zeros((half,)), ga.zeros((size - half,))]
+    accumulator = ga.Accumulator(ga.SGD(weights), isolated=isolated)
+    with accumulator.micro_batch():
+        for index, part in ((1, first[half:]), (0, first[:half])):
+            lib.ga_accumulate_gradient(accumulator.handle, index, part.ctypes.data, ga.bfloat16, 3.0)
+        accumulator.accumulate_gradients([None, None], 0.0, 1)
+    accumulator.accumulate_gradients([second[:half], second[half:]], 0.0, 1)
+    values = (first.astype(np.uint32) << 16).view(np.float32)
+    tiny = np.abs(values) < np.finfo(np.float32).tiny
+    expected = np.where(tiny, 0, values) * np.float32(3) + second
+    for index, part in ((0, expected[:half]), (1, expected[half:])):
+        assert (accumulator.accumulated_gradient(index).numpy() == part).all()

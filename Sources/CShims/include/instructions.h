@@ -21,6 +21,14 @@ static inline __attribute__((always_inline)) void shims_prefetch_near(const void
 typedef float shims_floats __attribute__((ext_vector_type(16)));
 typedef uint32_t shims_indices __attribute__((ext_vector_type(16)));
 
+/* Stores over a whole line of memory, past the caches and without reading it first. shims_stream_end before other
+ * threads may read it. */
+static inline __attribute__((always_inline)) void shims_stream(float *_Nonnull line, shims_floats x) {
+    __builtin_nontemporal_store(x, (shims_floats *)line);
+}
+
+static inline __attribute__((always_inline)) void shims_stream_end(void) { __builtin_ia32_sfence(); }
+
 /* out[i] = table[index[i] % 8], where the second half of the table repeats the first. */
 static inline __attribute__((always_inline)) shims_floats shims_lookup(shims_floats table, shims_indices index) {
     shims_floats out;

@@ -113,6 +113,9 @@ typedef struct shims_kernel_table {
     /* out[i] (+)= scale * x[i], with x in any storage format. scale 1 changes no bit. out may be x in F32. */
     void (*_Nonnull add_scaled)(float *_Nonnull out, const void *_Nonnull x, shims_format format, float scale,
                                 int64_t n, int32_t accumulate);
+    /* The same without the addition, for an out that no cache has room for: it is stored past them. */
+    void (*_Nonnull stream_scaled)(float *_Nonnull out, const void *_Nonnull x, shims_format format, float scale,
+                                   int64_t n);
     void (*_Nonnull fill)(float *_Nonnull out, float value, int64_t n);
     /* Conversions: to the nearest with ties to even; a NaN stays a (quiet) NaN. */
     void (*_Nonnull to_f32)(float *_Nonnull out, const uint16_t *_Nonnull x, shims_format format, int64_t n);

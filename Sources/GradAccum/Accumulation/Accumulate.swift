@@ -59,16 +59,14 @@ extension Accumulator {
             }
         } run: { (_, scale) throws(GAError) in
             let factor = scale * Float(lossScale / gradientScale)
-            let (destination, pieces) = (
-                destination,
+            let (destination, pastCaches, pieces) = (
+                destination, sumsExceedCaches,
                 Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
             )
             try Runtime.parallel(tiles: pieces.count) { tile in
                 let (index, start, count) = pieces[tile]
-                let buffer = destination[index].dense[0]
-                Runtime.kernels.add_scaled(
-                    buffer.tensor.floats + start, gradients[index]! + start * dtype.byteCount, dtype.format, factor,
-                    Int64(count), buffer.isEmpty ? 0 : 1)
+                destination[index].dense[0].add(
+                    gradients[index]! + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)
             }
             for (index, gradient) in gradients.enumerated() where gradient != nil {
                 destination[index].dense[0].isEmpty = false
@@ -104,12 +102,11 @@ extension Accumulator {
         _ = try place(of: parameter, use: 0)
         window.microBatch?.hasGradients = true
         let buffer = destination[index].dense[0]
-        let pieces = Pieces([parameter.elementCount])
+        let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount]))
         try Runtime.parallel(tiles: pieces.count) { tile in
             let (_, start, count) = pieces[tile]
-            Runtime.kernels.add_scaled(
-                buffer.tensor.floats + start, gradient + start * dtype.byteCount, dtype.format, factor, Int64(count),
-                buffer.isEmpty ? 0 : 1)
+            buffer.add(
+                gradient + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)
         }
         buffer.isEmpty = false
     }

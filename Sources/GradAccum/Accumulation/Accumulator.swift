@@ -34,6 +34,8 @@ public final class Accumulator {
     let sums: [LeafGradient]
     /// Those of one micro-batch, in isolated mode.
     let scratch: [LeafGradient]
+    /// The gradient of all parameters is larger than the caches that one expects.
+    let sumsExceedCaches: Bool
     /// Per parameter, that of the mean gradient in the window of the last step, before clipping.
     var norms: [Double]?
     var stepsSetting: StepsSetting
@@ -65,6 +67,7 @@ public final class Accumulator {
         self.options = options
         sums = optimizer.parameters.map { _ in LeafGradient() }
         scratch = options.isIsolated ? optimizer.parameters.map { _ in LeafGradient() } : []
+        sumsExceedCaches = optimizer.parameters.reduce(0) { $0 + $1.elementCount } > 16 << 20
         stepsSetting = .constant(options.accumulationSteps)
         optimizer.accumulator = self
     }

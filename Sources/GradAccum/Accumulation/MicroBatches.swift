@@ -146,12 +146,10 @@ extension Accumulator {
         }
         let scale = microBatch.scale
         let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
-        try Runtime.parallel(tiles: pieces.count) { [sums] tile in
+        try Runtime.parallel(tiles: pieces.count) { [sums, sumsExceedCaches] tile in
             let (index, start, count) = pieces[tile]
-            let buffer = sums[index].dense[0]
-            Runtime.kernels.add_scaled(
-                buffer.tensor.floats + start, gradients[index]!.floats + start, SHIMS_F32, scale, Int64(count),
-                buffer.isEmpty ? 0 : 1)
+            sums[index].dense[0].add(
+                gradients[index]!.floats + start, .float32, scale, from: start, count: count, sumsExceedCaches)
         }
         for (index, gradient) in gradients.enumerated() where gradient != nil { sums[index].dense[0].isEmpty = false }
         return nil

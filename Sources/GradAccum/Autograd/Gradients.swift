@@ -15,6 +15,19 @@ final class GradientBuffer {
         self.tensor = tensor
         self.isEmpty = isEmpty
     }
+
+    /// Adds `factor` times the elements at `gradient` to those from `start` on, or stores them where nothing was added:
+    /// past the caches, if these hold no sum until the next addition anyway.
+    func add(
+        _ gradient: UnsafeRawPointer, _ dtype: DType, _ factor: Float, from start: Int, count: Int, _ pastCaches: Bool
+    ) {
+        let sum = tensor.floats + start
+        if isEmpty && pastCaches {
+            Runtime.kernels.stream_scaled(sum, gradient, dtype.format, factor, Int64(count))
+        } else {
+            Runtime.kernels.add_scaled(sum, gradient, dtype.format, factor, Int64(count), isEmpty ? 0 : 1)
+        }
+    }
 }
 
 /// Where the gradients of leaves go.

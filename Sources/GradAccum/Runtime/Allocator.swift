@@ -18,10 +18,24 @@ public struct Allocator: @unchecked Sendable {
         self.user = user
     }
 
+    /// Lets large memory be made of pages of 2 MiB, which take a five-hundredth of the entries in the caches of addresses:
+    /// a loop over it is faster, and so is its first touch.
+    ///
+    /// A kernel without them, or that is set to hand out none, changes nothing.
+    private static func askForHugePages(_ memory: UnsafeMutableRawPointer, _ byteCount: Int) {
+        let (smallest, page) = (4 << 20, Int(getpagesize()))
+        guard byteCount >= smallest else { return }
+        let start = (Int(bitPattern: memory) + page - 1) & ~(page - 1)
+        let end = (Int(bitPattern: memory) + byteCount) & ~(page - 1)
+        _ = madvise(UnsafeMutableRawPointer(bitPattern: start), end - start, MADV_HUGEPAGE)
+    }
+
     public static let system = Allocator(
         allocate: { byteCount, alignment, _ in
             var memory: UnsafeMutableRawPointer?
-            return posix_memalign(&memory, alignment, byteCount) == 0 ? memory : nil
+            guard posix_memalign(&memory, alignment, byteCount) == 0, let memory else { return nil }
+            askForHugePages(memory, byteCount)
+            return memory
         },
         release: { memory, _, _ in free(memory) },
         user: nil)
