@@ -2,6 +2,7 @@
 # make demo     trains a small GPT on a real text and shows the first law (TEXT=file for another text)
 # make test     runs every test, and ends with the table of the laws
 # make laws     runs the tests of the laws alone; make laws-long runs ten times the cases
+# make foreign  runs the tests and examples of PyTorch, Hugging Face and JAX, which make test skips without them
 # make bench    compares with PyTorch and JAX, row by row (BENCH_ARGS="--only gpt-char-f32 --quick")
 # make wheel    builds the Python package with the library in it, to dist/
 # make examples builds the C and C++ programs into build/examples/
@@ -22,10 +23,12 @@ endif
 VENV := build/venv
 BENCH_VENV := build/bench-venv
 WHEEL_VENV := build/wheel-venv
+FOREIGN_VENV := build/foreign-venv
+FOREIGN_TESTS := torch jax dlpack arrays digits
 
 TALLY := $(CURDIR)/build/laws.tally
 
-.PHONY: all library examples demo test test-swift test-header test-python test-wheel wheel laws laws-long bench \
+.PHONY: all library examples demo test test-swift test-header test-python test-wheel wheel laws laws-long foreign bench \
     format clean
 
 all: library
@@ -101,13 +104,20 @@ libpython:
 	@[ -n "$(PYTHON_CONFIG)" ] || scripts/install-packages.sh libpython3-dev || \
 	    echo "libpython3-dev is missing: the tests that embed Python are skipped"
 
+# What needs these packages, or runs an example with them.
+foreign: library $(FOREIGN_VENV)/ready
+	@command -v bible >/dev/null || scripts/install-packages.sh bible-kjv
+	GRADACCUM_LIBRARY=$(CURDIR)/$(LIBRARY) $(FOREIGN_VENV)/bin/python -m pytest -q \
+	    $(addprefix Tests/python/test_,$(addsuffix .py,$(FOREIGN_TESTS)))
+
 bench: library $(BENCH_VENV)/ready
 	$(BENCH_VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)
 
 $(VENV)/ready: Tests/python/requirements.txt
 $(BENCH_VENV)/ready: benchmarks/requirements.txt
 $(WHEEL_VENV)/ready: scripts/wheel-requirements.txt
-$(VENV)/ready $(BENCH_VENV)/ready $(WHEEL_VENV)/ready:
+$(FOREIGN_VENV)/ready: Tests/python/requirements-foreign.txt Tests/python/requirements.txt benchmarks/requirements.txt
+$(VENV)/ready $(BENCH_VENV)/ready $(WHEEL_VENV)/ready $(FOREIGN_VENV)/ready:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q -r $<
 	@touch $@
