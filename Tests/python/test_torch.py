@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 nn, functional = torch.nn, torch.nn.functional
+torch.set_num_threads(1)  # the models are too small to share
 
 import gradaccum.torch as gat  # noqa: E402
 

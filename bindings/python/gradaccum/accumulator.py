@@ -254,6 +254,7 @@ class Accumulator(Handle):
         self._skip_callback: Any = None  # what the library calls, which must live as long
         self._retry_callback: Any = None
         self._error_of_handler: BaseException | None = None
+        self._is_retrying = False
         self.loss_scaler: LossScaler | None = None
 
     @staticmethod
@@ -428,11 +429,14 @@ class Accumulator(Handle):
         def retry(report: Any, user: Any) -> int:
             accumulator = this()
             assert accumulator is not None and handler is not None
+            accumulator._is_retrying = True
             try:
                 return int(bool(handler(Report._of(report.contents))))
             except BaseException as error:  # goes on where the library has returned
                 accumulator._error_of_handler = error
                 return -1
+            finally:
+                accumulator._is_retrying = False
 
         self._require_own("retry handler")
         this = weakref.ref(self)

@@ -102,7 +102,7 @@ class Accumulator(_Accumulator):
             arrays = [array.astype(np.float32) for array in arrays]
         self.accumulate_gradients([arrays[position] for position in self._order], float(loss), weight)
         self.sync_gradients = self.step_due
-        if self.sync_gradients and self.step_when_due:
+        if self.sync_gradients and self.step_when_due and not self._is_retrying:
             self.step()
 
     def step(self) -> Report:

@@ -13,6 +13,15 @@
 
 Gradients are added to the window as backward makes them, and freed at once. The step divides by the weight that went
 in, so micro-batches of any size give the update of the whole batch.
+
+Under torch.amp.autocast in float16, the accumulator's loss scaler takes the place of torch.amp.GradScaler:
+
+    accumulator = gat.Accumulator(optimizer, loss_scaler=ga.LossScaler(), accumulation_steps=8)
+    ...
+        with accumulator.micro_batch(weight=len(y)) as micro_batch:
+            with torch.amp.autocast("cpu", torch.float16):
+                loss = torch.nn.functional.cross_entropy(model(x), y)
+            micro_batch.scale(loss).backward()
 """
 
 from __future__ import annotations
@@ -20,10 +29,11 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from ctypes import byref, c_void_p
 from typing import Any, Union
 
+import numpy as np
 import torch
 
 from . import _ffi, _python
@@ -174,25 +184,41 @@ class MicroBatch(_MicroBatch):
     It commits at the end of the with statement and aborts where an exception ends it. In exact mode gradients that
     backward has made cannot be taken back: drop the window by zero() then, or use isolated mode.
     loss: for the report, set by backward(): the sum or the mean, as the accumulator's loss_reduction says.
+    loss_scale: what losses are multiplied by before backward: by scale(), or by the loop where it chose the scale.
     """
 
     loss: float
+    loss_scale: float
 
-    def __init__(self, accumulator: Accumulator, weight: float | None, loss_scale: float) -> None:
+    def __init__(self, accumulator: Accumulator, weight: float | None, loss_scale: float | None) -> None:
         accumulator._require_no_gradients()
-        if not (math.isfinite(loss_scale) and loss_scale > 0):
-            raise GAInvalidArgumentError(f"loss_scale is {loss_scale}: it must be finite and above 0")
+        if loss_scale is not None and not 2.0**-64 <= loss_scale <= 2.0**64:
+            raise GAInvalidArgumentError(f"loss_scale is {loss_scale}: it must be in 2^-64 ... 2^64")
         factor = weight if accumulator.loss_reduction == "mean" and weight is not None else 1.0
         super().__init__(accumulator)
         self._torch = accumulator
         self.weight = weight
-        self.loss_scale = loss_scale
+        # The scaler's loss scale holds for the whole window, and so is known once the micro-batch has begun.
+        self.loss_scale = accumulator.window().loss_scale if loss_scale is None else loss_scale
+        self._is_scaled = accumulator.loss_scaler is None or loss_scale is not None
         self.loss = 0.0
-        self._scale = factor / loss_scale
+        self._scale = factor / self.loss_scale
         accumulator._open = self
 
     def __enter__(self) -> MicroBatch:
         return self
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss times the loss scale, to run backward from, as torch.amp.GradScaler.scale()."""
+        self._is_scaled = True
+        return loss if self.loss_scale == 1 else loss * self.loss_scale
+
+    def _require_scaled(self, name: str) -> None:
+        if not self._is_scaled:
+            raise GAStateError(
+                f"{name} has a gradient of a loss without the loss scale {self.loss_scale:g}: use backward(loss), or "
+                "scale(loss).backward(), of the micro-batch"
+            )
 
     def backward(self, loss: torch.Tensor) -> None:
         """Runs backward from a loss, times the loss scale, and notes its value for the report."""
@@ -207,7 +233,7 @@ class MicroBatch(_MicroBatch):
                 "create the accumulator with the other"
             )
         value = loss.item()
-        (loss if self.loss_scale == 1 else loss * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+        self.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.loss += value
 
     def commit(self) -> None:
@@ -283,11 +309,12 @@ class Accumulator(_Accumulator):
 
     # ------ micro-batches ------
 
-    def micro_batch(self, weight: float | None = None, *, loss_scale: float = 1.0) -> MicroBatch:
+    def micro_batch(self, weight: float | None = None, *, loss_scale: float | None = None) -> MicroBatch:
         """Begins a micro-batch: the gradients of every backward until its end belong to it.
 
         weight: the samples or tokens that its loss stands for; None to give it later by set_weight(). loss_scale: what
-        the loss is multiplied by before backward, as against the underflow of float16; gradients are divided by it.
+        the loop multiplies losses by before backward, for gradients to be divided by; None for the scale of the loss
+        scaler, which the micro-batch's backward() and scale() multiply by, or for 1 if there is none.
         """
         return MicroBatch(self, weight, loss_scale)
 
@@ -297,7 +324,10 @@ class Accumulator(_Accumulator):
             micro_batch.backward(loss)
 
     def collect(self, weight: float | None, *, loss: float = 0.0, loss_scale: float = 1.0) -> None:
-        """Adds the gradients that backward has left in .grad as a micro-batch, in one call, and frees them."""
+        """Adds the gradients that backward has left in .grad as a micro-batch, in one call, and frees them.
+
+        loss_scale: what the loss was multiplied by before backward.
+        """
         left = [parameter.source.grad for parameter in self._parameters]
         self._clear_gradients()
         with self.micro_batch(weight, loss_scale=loss_scale) as micro_batch:
@@ -352,6 +382,72 @@ class Accumulator(_Accumulator):
         for parameter in self._parameters:
             parameter.reload_master()
 
+    # ------ state ------
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of what updates have made of the optimizer and the loss scaler, and the master weights of parameters that
+        are not float32, by the places of the parameters: for torch.save, beside model.state_dict().
+
+        Not in it are hyperparameters, schedules, averages, and what outliers are found with. GAStateError in the middle
+        of a window, whose sums are not in it either.
+        """
+        held = self.window().micro_batches
+        if held > 0 or self._open is not None:
+            raise GAStateError(
+                f"state_dict: a window that holds {held} micro-batches is in progress, and no state has its sums: step, "
+                "end_data() or zero() first"
+            )
+        optimizer = self.optimizer.state_dict()
+        for state in optimizer["state"].values():
+            for name, value in state.items():
+                if isinstance(value, np.ndarray):
+                    state[name] = torch.from_numpy(value)
+        return {
+            "optimizer": optimizer,
+            "loss_scaler": None if self.loss_scaler is None else self.loss_scaler.state_dict(),
+            "masters": {place: master.clone() for place, master in self._masters().items()},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from a state_dict() of an accumulator over the same parameters, after model.load_state_dict(): with
+        the data that followed, to the bit. What it refuses changes nothing."""
+        missing = {"optimizer", "loss_scaler", "masters"} - set(state_dict)
+        if missing:
+            raise GAInvalidArgumentError(
+                f"load_state_dict: state_dict lacks {', '.join(sorted(missing))}: pass what state_dict() returned"
+            )
+        scaler, given, masters = state_dict["loss_scaler"], state_dict["masters"], self._masters()
+        if (scaler is None) != (self.loss_scaler is None):
+            has, lacks = ("state_dict", "accumulator") if scaler is not None else ("accumulator", "state_dict")
+            raise GAInvalidArgumentError(
+                f"load_state_dict: the {has} has a loss scaler and the {lacks} has none: give both one, or neither"
+            )
+        shapes, wanted = ({place: tuple(x.shape) for place, x in part.items()} for part in (given, masters))
+        if shapes != wanted:
+            raise GAInvalidArgumentError(
+                f"load_state_dict: masters have the shapes {shapes}, by parameter, and {wanted} are needed"
+            )
+        before = None if self.loss_scaler is None else self.loss_scaler.state_dict()
+        if self.loss_scaler is not None:
+            self.loss_scaler.load_state_dict(dict(scaler))
+        try:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
+        except BaseException:
+            if self.loss_scaler is not None and before is not None:
+                self.loss_scaler.load_state_dict(before)
+            raise
+        for place, master in masters.items():
+            master.copy_(given[place])
+        self.write_back()
+
+    def _masters(self) -> dict[int, torch.Tensor]:
+        """Those that there are, by the places of their parameters."""
+        return {
+            place: parameter._master
+            for place, parameter in enumerate(self._parameters)
+            if parameter._master is not None
+        }
+
     # ------ between backward and the window ------
 
     def _fold(self, index: int, source: torch.Tensor) -> None:
@@ -363,6 +459,7 @@ class Accumulator(_Accumulator):
 
     def _add(self, index: int, gradient: torch.Tensor) -> None:
         assert self._open is not None
+        self._open._require_scaled(self._parameters[index].name)
         scale = self._open._scale
         if scale == 0:  # a mean over nothing is no number
             return
@@ -390,8 +487,9 @@ class Accumulator(_Accumulator):
         dtypes = {self._dtype_of(index, gradient) for index, gradient in left}
         pointers = self._pointers
         ctypes.memset(pointers, 0, ctypes.sizeof(pointers))
-        if len(dtypes) == 1 and micro_batch.loss_scale == 1 and micro_batch._scale != 0:
+        if len(dtypes) == 1 and micro_batch._scale != 0:
             for index, gradient in left:
+                micro_batch._require_scaled(self._parameters[index].name)
                 pointers[index] = gradient.data_ptr() or None
         else:
             for index, gradient in left:
@@ -401,12 +499,13 @@ class Accumulator(_Accumulator):
         if micro_batch.weight == 0 or not (self.isolated or math.isfinite(loss)):
             loss = 0.0  # of the gradients that it has made, the step finds that they are not finite
         weight = _ffi.WEIGHT_LATER if micro_batch.weight is None else micro_batch.weight
-        lib.ga_accumulate_gradients(self.handle, pointers, len(pointers), dtype, loss, weight)
+        scale = micro_batch.loss_scale
+        lib.ga_accumulate_scaled_gradients(self.handle, pointers, len(pointers), dtype, scale, loss, weight)
         self._clear_gradients()
 
     def _committed(self) -> None:
         self._has_synced = self.step_due
-        if self.step_due and self.step_when_due:
+        if self.step_due and self.step_when_due and not self._is_retrying:
             self.step()
 
     def _after(self, report: Report) -> Report:
