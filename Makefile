@@ -24,7 +24,7 @@ VENV := build/venv
 BENCH_VENV := build/bench-venv
 WHEEL_VENV := build/wheel-venv
 FOREIGN_VENV := build/foreign-venv
-FOREIGN_TESTS := torch jax dlpack arrays digits
+FOREIGN_TESTS := torch torch_amp torch_state jax gpt2 digits dlpack arrays
 
 TALLY := $(CURDIR)/build/laws.tally
 
@@ -97,7 +97,8 @@ wheel: library $(WHEEL_VENV)/ready
 
 test-wheel: wheel $(VENV)/ready
 	$(VENV)/bin/python Tests/wheel.py $(WHEEL_VENV)/bin/pip \
-	    $(wildcard $(VENV)/lib/python3*/site-packages $(BENCH_VENV)/lib/python3*/site-packages)
+	    $(wildcard $(VENV)/lib/python3*/site-packages $(BENCH_VENV)/lib/python3*/site-packages \
+        $(FOREIGN_VENV)/lib/python3*/site-packages)
 
 .PHONY: libpython
 libpython:

@@ -22,9 +22,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Programs of examples/python: what each needs besides numpy, and its arguments.
 TINY = "--layers 1 --channels 16 --heads 2 --context 16 --updates 10 --batch 4 --micro-batch 2 --sample 10"
+VERSES = ["--text", str(ROOT / "Tests/parity/genesis.txt"), "--updates", "5"]
 EXAMPLES = {
     "train_gpt.py": ((), ["--text", str(ROOT / "LICENSE"), *TINY.split()]),
     "recipe.py": ((), ["--micro-batch", "5"]),
+    "digits_ops.py": (("sklearn",), []),
+    "digits_numpy.py": (("sklearn",), []),
+    "digits_torch.py": (("sklearn", "torch"), []),
+    "gpt2_torch.py": (("torch", "transformers"), VERSES),
+    "gpt2_jax.py": (("jax", "optax"), VERSES),
 }
 
 INSTALLED = """
