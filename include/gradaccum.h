@@ -306,9 +306,15 @@ ga_status ga_tensor_to_dlpack_unversioned(struct DLManagedTensor **out, const ga
  * ga_python_release is a release function for ga_tensor_wrap whose user is a PyObject: it drops one reference to it,
  * holding the interpreter's lock. ga_python_capsule_destroy is the destructor of a capsule "dltensor_versioned" or
  * "dltensor", a PyObject, of what ga_tensor_to_dlpack made: it calls the deleter if nobody has taken the struct over.
+ * ga_python_array_addresses writes where the elements of numpy arrays are, NULL for None, and returns how many of them it
+ * could take: it stops at one that is no numpy.ndarray of this dtype and shape, contiguous and aligned. It is called with
+ * the interpreter's lock held. arrays: a tuple of count objects. shapes: for each, the number of its axes and then their
+ * lengths. dtype, type: PyObjects, the dtype that all must have and numpy.ndarray. head_bytes: the size of an object.
  */
 void ga_python_release(void *data, void *object);
 void ga_python_capsule_destroy(void *capsule);
+int64_t ga_python_array_addresses(const void **addresses, void *arrays, int64_t count, const int64_t *shapes,
+                                  const void *dtype, const void *type, int64_t head_bytes);
 
 /* Opens a scope on this thread. Scopes nest and are closed in reverse order. */
 ga_status ga_scope_open(ga_scope **out);

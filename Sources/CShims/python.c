@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <stddef.h>
 #include "dlpack_layout.h"
 #include "shims.h"
 
@@ -14,6 +15,21 @@ typedef void (*release_fn)(int);
 typedef void (*object_fn)(void *);
 typedef int (*is_valid_fn)(void *, const char *);
 typedef void *(*get_pointer_fn)(void *, const char *);
+typedef char *(*get_item_fn)(void *, ptrdiff_t);
+
+/* What follows the head of a PyObject in an array of numpy: extension modules are compiled to read it so. */
+typedef struct {
+    void *data;
+    int rank;
+    ptrdiff_t *shape;
+    ptrdiff_t *strides;
+    void *base;
+    void *dtype;
+    int flags;
+} numpy_array;
+
+/* NPY_ARRAY_C_CONTIGUOUS and NPY_ARRAY_ALIGNED. */
+#define READABLE 0x101
 
 void shims_release_python_object(void *data, void *object) {
     is_initialized_fn is_initialized = (is_initialized_fn)dlsym(RTLD_DEFAULT, "Py_IsInitialized");
@@ -39,4 +55,31 @@ void shims_destroy_python_capsule(void *capsule) {
         shims_dlpack_unversioned *managed = get_pointer(capsule, "dltensor");
         if (managed->deleter) managed->deleter(managed);
     }
+}
+
+int64_t shims_python_array_addresses(const void **addresses, void *arrays, int64_t count, const int64_t *shapes,
+                                     const void *dtype, const void *type, int64_t head_bytes) {
+    get_item_fn get_item = (get_item_fn)dlsym(RTLD_DEFAULT, "PyTuple_GetItem");
+    const char *none = dlsym(RTLD_DEFAULT, "_Py_NoneStruct");
+    int64_t i;
+    if (!addresses || !arrays || !shapes || !get_item || !none) return 0;
+    for (i = 0; i < count; i++) {
+        const char *object = get_item(arrays, (ptrdiff_t)i);
+        const int64_t rank = *shapes++;
+        addresses[i] = NULL;
+        if (!object) return i;
+        if (object != none) {
+            const numpy_array *array = (const numpy_array *)(object + head_bytes);
+            int64_t axis;
+            /* The type is the last word of the head. */
+            if (((const void *const *)array)[-1] != type || array->dtype != dtype || array->rank != rank ||
+                (array->flags & READABLE) != READABLE)
+                return i;
+            for (axis = 0; axis < rank; axis++)
+                if (array->shape[axis] != shapes[axis]) return i;
+            addresses[i] = array->data;
+        }
+        shapes += rank;
+    }
+    return count;
 }

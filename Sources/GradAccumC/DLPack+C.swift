@@ -48,3 +48,11 @@ public func ga_python_release(_ data: UnsafeMutableRawPointer!, _ object: Unsafe
 public func ga_python_capsule_destroy(_ capsule: UnsafeMutableRawPointer!) {
     shims_destroy_python_capsule(capsule)
 }
+
+@_cdecl("ga_python_array_addresses") @implementation
+public func ga_python_array_addresses(
+    _ addresses: UnsafeMutablePointer<UnsafeRawPointer?>!, _ arrays: UnsafeMutableRawPointer!, _ count: Int64,
+    _ shapes: UnsafePointer<Int64>!, _ dtype: UnsafeRawPointer!, _ type: UnsafeRawPointer!, _ head_bytes: Int64
+) -> Int64 {
+    shims_python_array_addresses(addresses, arrays, count, shapes, dtype, type, head_bytes)
+}

@@ -8,6 +8,7 @@ import gc
 import gradaccum as ga
 import numpy as np
 import pytest
+from gradaccum import _python
 
 
 def live_bytes() -> int:
@@ -133,3 +134,68 @@ def test_bfloat16_gradients_are_accumulated(bfloat16):
     accumulator.accumulate_gradients([np.array([1.5, -2.0], np.float32).astype(bfloat16)], 0.0, 1)
     accumulator.step()
     assert p.numpy().tolist() == [-1.5, 2.0]
+
+
+# ====== Addresses of arrays, read by the library ======
+
+
+def is_read(arrays, shapes, dtype=np.float32) -> bool:
+    """Whether the library takes the addresses itself; they are then those that numpy says."""
+    found = _python.Arrays(shapes).addresses(tuple(arrays), np.dtype(dtype))
+    if found is not None:
+        assert list(found) == [None if x is None else x.ctypes.data for x in arrays]
+    return found is not None
+
+
+def test_addresses_of_arrays_are_those_of_numpy(bfloat16):
+    assert _python.CAN_READ_ARRAYS
+    arrays = [np.zeros((2, 3), np.float32), None, np.ones((), np.float32), np.ones(5, np.float32)[2:]]
+    assert is_read(arrays, [(2, 3), (4,), (), (3,)])
+    assert is_read([], []) and is_read([None], [(2, 2)])
+    assert is_read([np.zeros(3, bfloat16)], [(3,)], bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("array", "shape"),
+    [
+        (np.zeros((2, 3), np.float32), (3, 2)),
+        (np.zeros((2, 3), np.float32), (6,)),
+        (np.zeros((2, 3), np.float64), (2, 3)),
+        (np.zeros((2, 3), ">f4"), (2, 3)),
+        (np.zeros((3, 2), np.float32).T, (2, 3)),
+        (np.zeros(6, np.float32)[::2], (3,)),
+        (np.frombuffer(bytes(9), np.float32, 2, 1), (2,)),
+        (np.zeros(2, np.float32).view(np.recarray), (2,)),
+        ([0.0, 1.0], (2,)),
+        (0.5, ()),
+    ],
+)
+def test_addresses_of_what_is_no_plain_array_of_its_shape_are_not_read(array, shape):
+    assert not is_read([array], [shape])
+    assert not is_read([np.zeros(4, np.float32), array], [(4,), shape])
+
+
+def test_gradients_that_are_read_and_those_that_are_copied_give_the_same():
+    first, second = ga.zeros((2, 3)), ga.zeros((4,))
+    accumulator = ga.Accumulator(ga.SGD([first, second], lr=1.0))
+    a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(4, dtype=np.float32)
+    accumulator.accumulate_gradients([a, b], 0.0, 1)
+    read = [accumulator.accumulated_gradient(i).numpy() for i in (0, 1)]
+    accumulator.zero()
+    accumulator.accumulate_gradients([np.asfortranarray(a), np.repeat(b, 2)[::2]], 0.0, 1)
+    copied = [accumulator.accumulated_gradient(i).numpy() for i in (0, 1)]
+    accumulator.zero()
+    assert all(map(np.array_equal, read, copied)) and (read[0] == a).all() and (read[1] == b).all()
+    for arrays, error, words in (
+        ([a, a], ga.GAShapeError, r"arrays\[1\] has shape \(2, 3\)"),
+        ([a, b.astype(np.float16)], ga.GADTypeError, r"arrays\[1\] is float16"),
+        ([a, b.astype(np.float64)], ga.GADTypeError, "float64"),
+        ([a], ga.GAShapeError, "1 entries"),
+    ):
+        with pytest.raises(error, match=words):
+            accumulator.accumulate_gradients(arrays, 0.0, 1)
+    with pytest.raises(ga.GADTypeError, match="float32 and others bfloat16"):
+        accumulator.accumulate_gradients([a, b], 0.0, 1, dtype=ga.bfloat16)
+    assert accumulator.window().micro_batches == 0
+    accumulator.accumulate_gradients([None, None], 0.0, 1)
+    accumulator.zero()

@@ -103,7 +103,8 @@ def test_prototype_is_that_of_the_header(name):
     function = HEADER.functions[name]
     restype, argtypes = _ffi.PROTOTYPES[name]
     assert list(argtypes) == [ctype_of(x.type) for x in function.parameters]
-    expected = {"void": None, "const char *": c_char_p, "int32_t": c_int32, "ga_status": _ffi._Status}
+    expected = {"void": None, "const char *": c_char_p, "int32_t": c_int32, "int64_t": c_int64}
+    expected["ga_status"] = _ffi._Status
     assert restype is expected[function.returns]
 
 

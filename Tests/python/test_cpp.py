@@ -33,6 +33,7 @@ WITHOUT = {
     "GA_ABI_VERSION": "the same",
     "ga_python_release": "for the Python package",
     "ga_python_capsule_destroy": "the same",
+    "ga_python_array_addresses": "the same",
 }
 UNNAMED_FIELDS = {
     "struct_size": "set by the _INIT macro",

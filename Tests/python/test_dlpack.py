@@ -360,6 +360,7 @@ def test_capsule_dies_quietly_while_an_exception_is_on_its_way():
 def test_functions_for_an_interpreter_take_nothing_for_nothing():
     raw.ga_python_release(None, None)
     raw.ga_python_capsule_destroy(None)
+    assert raw.ga_python_array_addresses(None, None, 1, None, None, None, 0) == 0
 
 
 def test_options_of_a_consumer_that_cannot_be_met_are_refused():

@@ -36,7 +36,14 @@ def own_time(lab: Lab) -> Measured:
     return Measured(mean(whole.values()), None, "µs/op", None, notes=notes)
 
 
+def call_time(lab: Lab) -> Measured:
+    answer = lab.child("accumulate_calls_ours", {"rounds": lab.rounds(30, 10)}, threads=1)
+    notes = [f"a call with a loss that one of the 150 parameters is in: {1e6 * median(answer['loss']):.1f} µs"]
+    return Measured(1e6 * median(answer["gradients"]), None, "µs/call", None, notes=notes)
+
+
 ROWS = [
     Row("steady-state", "allocator calls in an update", at_most(0, ""), allocations),
     Row("steady-state-op", "our own time per operation", at_most(2, " µs"), own_time),
+    Row("accumulate-call", "our own time per micro-batch of gradients", at_most(20, " µs"), call_time),
 ]

@@ -32,9 +32,12 @@ void shims_pause(void);
 
 /* ------ Python ----------------------------------------------------------------------------------------- */
 
-/* See ga_python_release and ga_python_capsule_destroy. */
+/* See ga_python_release, ga_python_capsule_destroy and ga_python_array_addresses. */
 void shims_release_python_object(void *_Nullable data, void *_Nullable object);
 void shims_destroy_python_capsule(void *_Nullable capsule);
+int64_t shims_python_array_addresses(
+    const void *_Nullable *_Nullable addresses, void *_Nullable arrays, int64_t count, const int64_t *_Nullable shapes,
+    const void *_Nullable dtype, const void *_Nullable type, int64_t head_bytes);
 
 /* ------ compute mode ------------------------------------------------------------------------------------ */
 

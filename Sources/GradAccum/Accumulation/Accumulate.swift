@@ -53,9 +53,9 @@ extension Accumulator {
             return try accumulateIntoMoments(gradients, gradientScale: gradientScale, loss: loss, weight: weight)
         }
         try add(loss: loss, weight: weight, since: nil, "accumulate_gradients") { () throws(GAError) in
-            for (parameter, gradient) in zip(optimizer.parameters, gradients) where gradient != nil {
-                try prepare(parameter, LeafUses(count: 1))
-                _ = try place(of: parameter, use: 0)
+            let destination = destination
+            for (index, gradient) in gradients.enumerated() where gradient != nil {
+                try destination[index].prepareDense(optimizer.parameters[index])
             }
         } run: { (_, scale) throws(GAError) in
             let factor = scale * Float(lossScale / gradientScale)
@@ -98,8 +98,7 @@ extension Accumulator {
             throw GAError(.invalidArgument, "\(operation): scale is \(scale): it must be finite in float32")
         }
         let parameter = optimizer.parameters[index]
-        try prepare(parameter, LeafUses(count: 1))
-        _ = try place(of: parameter, use: 0)
+        try destination[index].prepareDense(parameter)
         window.microBatch?.hasGradients = true
         let buffer = destination[index].dense[0]
         let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount]))

@@ -39,6 +39,11 @@ final class LeafGradient {
         while rows.count < usesByRows.count { rows.append(try RowGradients(leaf)) }
     }
 
+    /// Makes the place that a gradient from elsewhere is added to.
+    func prepareDense(_ leaf: Tensor) throws(GAError) {
+        if dense.isEmpty { dense.append(try GradientBuffer(shape: leaf.shape)) }
+    }
+
     /// The place of a use in the graph that was last prepared for.
     func place(ofUse use: Int) -> GradientPlace {
         let before = usesByRows.count { $0 < use }

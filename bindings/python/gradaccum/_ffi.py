@@ -543,6 +543,10 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_tensor_to_dlpack_unversioned": (_Status, (_handles, _handle, c_int32)),
     "ga_python_release": (None, (c_void_p, c_void_p)),
     "ga_python_capsule_destroy": (None, (c_void_p,)),
+    "ga_python_array_addresses": (
+        c_int64,
+        (_handles, c_void_p, c_int64, _int64s, c_void_p, c_void_p, c_int64),
+    ),
     "ga_scope_open": (_Status, (_handles,)),
     "ga_scope_close": (_Status, (_handle, _handles, c_int64)),
     # Operations

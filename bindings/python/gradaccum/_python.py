@@ -1,4 +1,4 @@
-"""Objects of this interpreter in the hands of the library: references to arrays, and capsules of DLPack.
+"""Objects of this interpreter in the hands of the library: references to arrays, their memory, and capsules of DLPack.
 
 Nothing here is called back as Python code: the library gives references back and empties capsules itself, at any time
 and on any thread.
@@ -7,8 +7,11 @@ and on any thread.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_char_p, c_int, c_int32, c_uint64, c_void_p, py_object
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p, py_object
 from typing import Any
+
+import numpy as np
 
 from . import _ffi
 from ._ffi import lib
@@ -39,6 +42,39 @@ _destroy = ctypes.cast(lib.ga_python_capsule_destroy, c_void_p)
 
 release = ctypes.cast(lib.ga_python_release, _ffi.WrapReleaseFn)
 """The release function of memory that a Python object owns; its `user` comes from lend()."""
+
+
+_array_addresses = ctypes.PyDLL(lib._name, handle=lib._handle).ga_python_array_addresses  # with the lock held
+_array_addresses.restype = c_int64
+_array_addresses.argtypes = (POINTER(c_void_p), py_object, c_int64, POINTER(c_int64), py_object, py_object, c_int64)
+_HEAD_BYTES = object.__basicsize__
+
+
+class Arrays:
+    """Reads where the elements of numpy arrays are, of a list for which it knows the shapes."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        numbers = [number for shape in shapes for number in (len(shape), *shape)]
+        self._shapes = (c_int64 * len(numbers))(*numbers)
+        self._type = c_void_p * len(shapes)
+
+    def addresses(self, arrays: tuple[Any, ...], dtype: np.dtype[Any]) -> Any:
+        """An array of the addresses, NULL for None; or None, unless each is a contiguous array of its shape and this
+        dtype, and nothing that only behaves like one."""
+        found = self._type()
+        count = len(found)
+        read = _array_addresses(found, arrays, count, self._shapes, dtype, np.ndarray, _HEAD_BYTES)
+        return found if read == count else None
+
+
+def _can_read() -> bool:
+    """Whether arrays are laid out here as the library reads them."""
+    samples = (np.zeros((2, 3), np.float32), None, np.zeros((), np.float32))
+    found = Arrays([(2, 3), (7,), ()]).addresses(samples, np.dtype(np.float32))
+    return found is not None and list(found) == [None if x is None else x.ctypes.data for x in samples]
+
+
+CAN_READ_ARRAYS = _can_read()
 
 
 def lend(owner: object) -> int:

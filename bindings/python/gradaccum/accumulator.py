@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import _ffi
+from . import _ffi, _python
 from ._ffi import lib
 from ._handle import Handle
 from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAOutOfMemoryError, GAShapeError, GAStateError
@@ -255,6 +255,7 @@ class Accumulator(Handle):
         self._retry_callback: Any = None
         self._error_of_handler: BaseException | None = None
         self._is_retrying = False
+        self._arrays: _python.Arrays | None = None
         self.loss_scaler: LossScaler | None = None
 
     @staticmethod
@@ -323,14 +324,39 @@ class Accumulator(Handle):
         """Adds gradients that the caller computed, one array per parameter in the optimizer's order; None
         adds nothing for that parameter. Arrays that are contiguous are read where they are. scale: the loss scale
         that they carry, 1 for none, whatever that of the window is."""
+        addresses, kind, held = self._gathered(arrays, dtype)
+        with self._running_callbacks():
+            lib.ga_accumulate_scaled_gradients(
+                self.handle, addresses, len(arrays), kind, scale, loss, _weight(weight)
+            )
+
+    def _gathered(self, arrays: Sequence[np.ndarray | None], dtype: DType | None) -> tuple[Any, DType, Any]:
+        """The addresses and the type of one gradient per parameter, and what keeps them where they are."""
         parameters = self.optimizer.parameters
         if len(arrays) != len(parameters):
             raise GAShapeError(
                 f"arrays has {len(arrays)} entries and the optimizer {len(parameters)} parameters"
             )
-        held: list[np.ndarray] = []  # copies of arrays that were not contiguous live until the call is over
+        first = next((array for array in arrays if array is not None), None)
+        if first is None:
+            return (c_void_p * len(arrays))(), DType.FLOAT32 if dtype is None else dtype, None
+        kind = numpy_dtype_of(first)
+        if _python.CAN_READ_ARRAYS and dtype in (None, kind):
+            if self._arrays is None:
+                self._arrays = _python.Arrays([parameter.shape for parameter in parameters])
+            given = tuple(arrays)
+            addresses = self._arrays.addresses(given, first.dtype)
+            if addresses is not None:
+                return addresses, kind, given
+        return self._gathered_one_by_one(arrays, dtype)
+
+    def _gathered_one_by_one(
+        self, arrays: Sequence[np.ndarray | None], dtype: DType | None
+    ) -> tuple[Any, DType, Any]:
+        """For arrays that are not contiguous, which are copied, subclasses of them, and errors."""
+        held: list[np.ndarray] = []
         addresses: Any = (c_void_p * len(arrays))()
-        for index, (array, parameter) in enumerate(zip(arrays, parameters)):
+        for index, (array, parameter) in enumerate(zip(arrays, self.optimizer.parameters)):
             if array is None:
                 continue
             kind = numpy_dtype_of(array)
@@ -343,16 +369,8 @@ class Accumulator(Handle):
                 )
             held.append(np.ascontiguousarray(array))
             addresses[index] = held[-1].ctypes.data
-        with self._running_callbacks():
-            lib.ga_accumulate_scaled_gradients(
-                self.handle,
-                addresses,
-                len(arrays),
-                DType.FLOAT32 if dtype is None else dtype,
-                scale,
-                loss,
-                _weight(weight),
-            )
+        assert dtype is not None
+        return addresses, dtype, held
 
     def accumulate_gradient(self, index: int, array: np.ndarray, *, scale: float = 1.0) -> None:
         """Adds the gradient of one parameter to the open micro-batch, for a loop whose gradients appear one after
