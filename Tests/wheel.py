@@ -1,9 +1,9 @@
 """Installs the wheel of dist/ as a user would, and runs it: python3 Tests/wheel.py PIP [SITE-PACKAGES]...
 
-For every CPython on the path and of pyenv, the wheel goes into an empty virtual environment outside of the checkout, with what it
-requires and nothing else. Programs there see neither the checkout nor its variables, and must come to the same weights on
-each. Examples that need more find it in the SITE-PACKAGES of that version, or are named as left out. PIP is the pip that
-installs.
+For every CPython on the path and of pyenv, the wheel goes into an empty virtual environment outside of the checkout, with
+what it requires and nothing else. Programs there see neither the checkout nor its variables, and must come to the same
+weights on each. Examples that need more find it in the SITE-PACKAGES of that version, or are named as left out. PIP is
+the pip that installs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # Programs of examples/python: what each needs besides numpy, and its arguments.
 TINY = "--layers 1 --channels 16 --heads 2 --context 16 --updates 10 --batch 4 --micro-batch 2 --sample 10"
 VERSES = ["--text", str(ROOT / "Tests/parity/genesis.txt"), "--updates", "5"]
+LICENSE_LINES = ["--text", str(ROOT / "LICENSE"), "--updates", "3", "--batch", "8", "--micro-batches", "2"]
 EXAMPLES = {
     "train_gpt.py": ((), ["--text", str(ROOT / "LICENSE"), *TINY.split()]),
     "recipe.py": ((), ["--micro-batch", "5"]),
+    "digits_numpy.py": (("sklearn",), []),
+    "digits_ops.py": (("sklearn",), []),
+    "digits_torch.py": (("sklearn", "torch"), []),
+    "gpt2_torch.py": (("torch", "transformers"), LICENSE_LINES),
+    "gpt2_jax.py": (("jax", "optax"), LICENSE_LINES),
     "digits_ops.py": (("sklearn",), []),
     "digits_numpy.py": (("sklearn",), []),
     "digits_torch.py": (("sklearn", "torch"), []),
@@ -65,7 +71,7 @@ def check_contents(wheel: Path) -> None:
     libraries = [name for name in names if ".so" in name]
     expected = {"gradaccum/_lib/libgradaccum.so.1"}
     if set(libraries) != expected:
-        raise Failure(f"it holds the libraries {libraries}, and {expected} was meant: others were not linked statically")
+        raise Failure(f"it holds the libraries {libraries}, and {expected} was meant: was one not linked statically?")
     if not re.fullmatch(r"py3-none-manylinux_\d+_\d+_\w+", tag) or f"Tag: {tag}\n" not in about:
         raise Failure(f"its name says {tag} and its WHEEL file {about!r}")
     for name in ("gradaccum/py.typed", "gradaccum/torch.py", "LICENSE"):
@@ -132,17 +138,17 @@ def check_examples(environment: Environment, folder: Path) -> list[str]:
     programs = {path.name for path in copied.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
     if programs != set(EXAMPLES):
         raise Failure(f"these examples have no row in {__file__}, or a row and no file: {programs ^ set(EXAMPLES)}")
-    lines = []
+    lines, left_out = [], []
     for name, (needs, arguments) in EXAMPLES.items():
         missing = [module for module in needs if not environment.has(module)]
         if missing:
-            lines.append(f"{name}: left out, as there is no {' and '.join(missing)}")
+            left_out.append(f"{name} (needs {', '.join(missing)})")
             continue
         said = environment.python(str(copied / name), *arguments).rstrip().rpartition("\n")[2]
         if not said.startswith("RESULT "):
             raise Failure(f"{name} ended with {said!r} and no RESULT")
         lines.append(f"{name}: {said}")
-    return lines
+    return [*lines, f"left out: {', '.join(left_out) or 'none'}"]
 
 
 def check_on(interpreter: Path, pip: Path, wheel: Path, lent: list[Path]) -> list[str]:
@@ -164,7 +170,7 @@ def main(pip: Path, lent: list[Path]) -> None:
     weights: dict[str, str] = {}
     with ThreadPoolExecutor(2) as pool:
         for about, *lines in pool.map(lambda each: check_on(each, pip, wheels[0], lent), interpreters()):
-            print("\n  ".join([f"CPython {about}", *(line[:100] for line in lines)]))
+            print("\n  ".join([f"CPython {about}", *(line[:160] for line in lines)]))
             for line in lines:
                 name, found = line.partition(":")[0], re.search(r"weights_sha256=\w+", line)
                 if found and weights.setdefault(name, found[0]) != found[0]:

@@ -13,7 +13,7 @@ One update from micro-batches of any size:
 """
 
 from . import schedules
-from .accumulator import Accumulator, Decision, MicroBatch, Outcome, Report
+from .accumulator import Accumulator
 from .averages import WeightAverage
 from .checkpointing import checkpoint
 from .custom import CustomOptimizer, Update
@@ -33,6 +33,7 @@ from .errors import (
     GAUnsupportedError,
 )
 from .loss_scaler import LossScaler
+from .micro_batch import MicroBatch
 from .ops import (
     add,
     cast,
@@ -72,6 +73,7 @@ from .optim import (
     ParameterGroup,
     RAdam,
 )
+from .report import Decision, Outcome, Report
 from .runtime import (
     MemoryUsage,
     compute_dtype,

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import POINTER, byref, c_double, c_int32, c_int64, c_void_p
-from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -17,80 +14,14 @@ import numpy as np
 from . import _ffi, _python
 from ._ffi import lib
 from ._handle import Handle
-from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAOutOfMemoryError, GAShapeError, GAStateError
+from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAShapeError, GAStateError
 from .loss_scaler import LossScaler
+from .micro_batch import MicroBatch
 from .ops import reduction_constant
 from .optim import Optimizer
+from .report import Decision, Outcome, Report
 from .schedules import clock_constant, constant_of
 from .tensor import DType, Tensor, int64_array, make, numpy_dtype_of
-
-
-class Outcome(enum.IntEnum):
-    """What became of a window, and why a step did, or did not, change the parameters."""
-
-    APPLIED = _ffi.STEP_APPLIED
-    SKIPPED_NON_FINITE = _ffi.STEP_SKIPPED_NON_FINITE
-    SKIPPED_ZERO_WEIGHT = _ffi.STEP_SKIPPED_ZERO_WEIGHT
-    SKIPPED_OUTLIER = _ffi.STEP_SKIPPED_OUTLIER
-    PENDING = _ffi.STEP_PENDING  # the window goes on
-    DROPPED = _ffi.STEP_DROPPED  # by end_data("drop")
-    EMPTY = _ffi.STEP_EMPTY  # end_data() found nothing in the window
-    SKIPPED_OVERFLOW = _ffi.STEP_SKIPPED_OVERFLOW  # not finite under a loss scale
-    MICRO_BATCH_NON_FINITE = _ffi.MICRO_BATCH_NON_FINITE  # a micro-batch is dropped: for a skip handler
-
-
-class Decision(enum.IntEnum):
-    """What to do about a window, or in isolated mode a micro-batch, that would be skipped."""
-
-    SKIP = _ffi.DECISION_SKIP
-    RAISE = _ffi.DECISION_RAISE
-    APPLY = _ffi.DECISION_APPLY  # only for an outlier
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a window held, and what a step did."""
-
-    outcome: Outcome
-    loss: float  # mean over the window, by weight
-    weight: float  # total of the window
-    micro_batches: int  # without those that were aborted
-    gradient_norm: float  # of what the update is made of, before clipping
-    clip_factor: float  # the norm after clipping over the norm before
-    learning_rate: float
-    update_count: int
-    aborted_micro_batches: int  # or dropped, in isolated mode
-    accumulation_steps: int
-    loss_scale: float
-    loss_z_score: float  # standard deviations above the running mean
-    gradient_norm_z_score: float
-    consecutive_skips: int  # as not finite or an outlier
-    non_finite_parameter: int | None  # the first with a NaN or an infinity
-    non_finite_micro_batch: int | None  # where that came in, if it is known
-    retries: int  # how often the window was computed again after an overflow
-    # What it took, by which reports are not compared.
-    accumulator_bytes: int = field(compare=False)
-    tensor_bytes: int = field(compare=False)  # of all tensors of the process
-    forward_backward_seconds: float = field(compare=False)
-    step_seconds: float = field(compare=False)
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the window ended without an update."""
-        return self.outcome in (
-            Outcome.SKIPPED_NON_FINITE,
-            Outcome.SKIPPED_ZERO_WEIGHT,
-            Outcome.SKIPPED_OUTLIER,
-            Outcome.SKIPPED_OVERFLOW,
-        )
-
-    @classmethod
-    def _of(cls, report: _ffi.Report) -> Report:
-        fields: dict[str, Any] = {name: getattr(report, name) for name in cls.__dataclass_fields__}
-        fields["outcome"] = Outcome(report.outcome)
-        for name in ("non_finite_parameter", "non_finite_micro_batch"):
-            fields[name] = None if fields[name] < 0 else fields[name]
-        return cls(**fields)
 
 
 SkipHandler = Callable[[Report], Decision]
@@ -121,56 +52,6 @@ def _free(address: int) -> None:
         )
 
 
-class MicroBatch:
-    """An open micro-batch: commits at the end of the with statement, and aborts where an exception ends it."""
-
-    def __init__(self, accumulator: Accumulator) -> None:
-        self._accumulator = accumulator
-        lib.ga_micro_batch_begin(accumulator.handle)
-        window = accumulator.window()
-        self.number: int = window.micro_batches + window.aborted_micro_batches
-        self._is_open = True
-
-    def set_weight(self, weight: float) -> None:
-        """Gives the weight that was None where the losses were accumulated; also after the commit."""
-        self._accumulator.set_weight(self.number, weight)
-
-    def commit(self) -> None:
-        """Ends the micro-batch, which then counts. In isolated mode it is dropped if it is not finite."""
-        try:
-            with self._accumulator._running_callbacks():
-                lib.ga_micro_batch_commit(self._accumulator.handle)
-        except (GAStateError, GAOutOfMemoryError):
-            raise
-        except BaseException:  # it was dropped
-            self._is_open = False
-            raise
-        self._is_open = False
-
-    def abort(self) -> None:
-        """Takes the micro-batch back. In exact mode that can be done before anything was added only."""
-        lib.ga_micro_batch_abort(self._accumulator.handle)
-        self._is_open = False
-
-    def __enter__(self) -> MicroBatch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._is_open:
-            return
-        if error is None:
-            self.commit()
-            return
-        try:
-            self.abort()
-        except GAStateError as refusal:
-            # The exception goes on. The window cannot be stepped until zero() drops it, so nothing is lost in silence.
-            if hasattr(error, "add_note"):
-                error.add_note(str(refusal))
-
-
 class Accumulator(Handle):
     """Accumulates gradients of micro-batches for an optimizer and updates its parameters at the step, which
     divides by the total weight of the window.
@@ -196,7 +77,9 @@ class Accumulator(Handle):
         deviations above its running mean, after outlier_warmup applied windows; 0 for no limit.
     loss_scaler: multiplies losses by its scale, see set_loss_scaler().
     retry_handler: computes a window again that overflowed, see set_retry_handler().
+    step_when_due: see micro_batch().
 
+    last_report is that of the last window that ended, or None.
     close() gives a ResourceWarning if gradients are lost.
     """
 
@@ -221,6 +104,7 @@ class Accumulator(Handle):
         outlier_warmup: int = 32,
         loss_scaler: LossScaler | None = None,
         retry_handler: RetryHandler | None = None,
+        step_when_due: bool = True,
     ) -> None:
         options = _ffi.AccumulatorOptions(
             accumulation_steps=accumulation_steps,
@@ -241,6 +125,9 @@ class Accumulator(Handle):
         out = c_void_p()
         lib.ga_accumulator_create(byref(out), optimizer.handle, byref(options))
         self._hold(out.value, optimizer)
+        self.loss_reduction = loss_reduction
+        self.max_grad_norm = max_grad_norm
+        self.step_when_due = step_when_due
         if loss_scaler is not None:
             self.set_loss_scaler(loss_scaler)
         if retry_handler is not None:
@@ -256,14 +143,24 @@ class Accumulator(Handle):
         self._error_of_handler: BaseException | None = None
         self._is_retrying = False
         self._arrays: _python.Arrays | None = None
+        self._open: MicroBatch | None = None
+        self._has_ended = False  # and nothing came after
+        self.last_report: Report | None = None
+        self.loss_reduction = "sum"
+        self.max_grad_norm = 0.0
+        self.step_when_due = True
         self.loss_scaler: LossScaler | None = None
 
     @staticmethod
-    def borrow(handle: int, optimizer: Optimizer) -> Accumulator:
+    def borrow(
+        handle: int, optimizer: Optimizer, *, loss_reduction: str = "sum", max_grad_norm: float = 0.0
+    ) -> Accumulator:
         """The accumulator of a ga_accumulator handle that somebody else owns, such as the C program that this
-        interpreter runs in, and its optimizer. It is not freed here, and keeps its owner's handlers and loss scaler."""
+        interpreter runs in, its optimizer, and the options that it was created with. It is not freed here, and keeps
+        its owner's handlers and loss scaler."""
         borrowed = Accumulator.__new__(Accumulator)
         borrowed._hold(handle, optimizer)
+        borrowed.loss_reduction, borrowed.max_grad_norm = loss_reduction, max_grad_norm
         borrowed._disown()
         return borrowed
 
@@ -309,6 +206,7 @@ class Accumulator(Handle):
     def accumulate(self, loss: Tensor, weight: float | None) -> None:
         """Runs backward from a scalar loss and adds the gradients to the window, as a micro-batch of its own or
         to the one that is open. weight: the samples or tokens that the loss stands for; None to give it later."""
+        self._has_ended = False
         with self._running_callbacks():
             lib.ga_accumulate(self.handle, loss.handle, _weight(weight))
 
@@ -325,6 +223,7 @@ class Accumulator(Handle):
         adds nothing for that parameter. Arrays that are contiguous are read where they are. scale: the loss scale
         that they carry, 1 for none, whatever that of the window is."""
         addresses, kind, held = self._gathered(arrays, dtype)
+        self._has_ended = False
         with self._running_callbacks():
             lib.ga_accumulate_scaled_gradients(
                 self.handle, addresses, len(arrays), kind, scale, loss, _weight(weight)
@@ -383,10 +282,35 @@ class Accumulator(Handle):
         held = np.ascontiguousarray(array)  # lives until the call is over
         lib.ga_accumulate_gradient(self.handle, index, held.ctypes.data, kind, scale)
 
-    def micro_batch(self) -> MicroBatch:
+    def micro_batch(self, weight: float | None = None) -> MicroBatch:
         """Begins a micro-batch: all that is accumulated until its commit belongs to it and counts as one. In a with
-        statement it commits itself, or aborts where an exception ends the statement."""
-        return MicroBatch(self)
+        statement it commits itself, or aborts where an exception ends the statement.
+
+        With a weight, its backward() needs none, and the commit of a window's last micro-batch takes the step, unless
+        step_when_due is False:
+
+            with accumulator.micro_batch(weight=n_tokens) as micro_batch:
+                micro_batch.backward(loss)
+            if accumulator.sync_gradients:
+                print(accumulator.last_report)
+        """
+        return MicroBatch(self, weight)
+
+    def _committed(self, micro_batch: MicroBatch) -> None:
+        if micro_batch.weight is not None:
+            self._step_if_due()
+
+    def _step_if_due(self) -> None:
+        """The step with the last micro-batch of a window; where a handler computes one again, it is on its way."""
+        if self.step_when_due and not self._is_retrying and self.step_due:
+            self.step()
+
+    @property
+    def sync_gradients(self) -> bool:
+        """In a micro-batch, whether it is the last of its window; after it, whether it was."""
+        if self._open is not None:
+            return self._open.number + 1 - self.window().aborted_micro_batches >= self.accumulation_steps
+        return self._has_ended or self.step_due
 
     def set_weight(self, micro_batch: int, weight: float) -> None:
         """Gives a micro-batch the weight that was None when it was accumulated, before the step. They are numbered
@@ -405,7 +329,26 @@ class Accumulator(Handle):
         report = _ffi.Report()
         with self._running_callbacks():
             lib.ga_step(self.handle, byref(report))
-        return Report._of(report)
+        return self._ended(Report._of(report))
+
+    def _ended(self, report: Report) -> Report:
+        if report.outcome not in (Outcome.PENDING, Outcome.EMPTY):
+            self._has_ended = True
+            self.last_report = report
+        return report
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Does nothing, for loops that call it after each step: that empties the window itself. zero() drops one."""
+
+    def clip_grad_norm_(self, max_norm: float) -> float:
+        """The norm of the window's mean gradient, which the step will clip to max_norm: that is the accumulator's
+        max_grad_norm, as a window is clipped once. Ends the additions to the window, see unscale()."""
+        if max_norm != self.max_grad_norm:
+            raise GAInvalidArgumentError(
+                f"clip_grad_norm_: max_norm is {max_norm} and the accumulator's max_grad_norm {self.max_grad_norm}, "
+                "which the step clips to: create it with the limit that is meant"
+            )
+        return self.unscale()
 
     def window(self) -> Report:
         """What the window holds so far."""
@@ -492,7 +435,7 @@ class Accumulator(Handle):
         report = _ffi.Report()
         with self._running_callbacks():
             lib.ga_data_end(self.handle, constant_of("tail", tail, _TAILS), byref(report))
-        return Report._of(report)
+        return self._ended(Report._of(report))
 
     def gradient_norms(self) -> np.ndarray:
         """The norm of each parameter's mean gradient in the window of the last step, before clipping."""
@@ -503,6 +446,56 @@ class Accumulator(Handle):
     def zero(self) -> None:
         """Drops what was accumulated, an open micro-batch included."""
         lib.ga_zero(self.handle)
+        self._open = None
+        self._has_ended = False
+
+    # ------ state ------
+
+    _STATE: tuple[str, ...] = ("optimizer", "loss_scaler")
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of what updates have made of the optimizer and the loss scaler, for load_state_dict().
+
+        Not in it are weights, hyperparameters, schedules, averages, and what outliers are found with. GAStateError in
+        the middle of a window, whose sums are not in it either.
+        """
+        held = self.window().micro_batches
+        if held > 0 or self._open is not None:
+            raise GAStateError(
+                f"state_dict: a window that holds {held} micro-batches is in progress, and no state has its sums: "
+                "step(), end_data() or zero() first"
+            )
+        scaler = None if self.loss_scaler is None else self.loss_scaler.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "loss_scaler": scaler}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from a state_dict() of an accumulator over the same parameters; with the weights of then and the data
+        that followed, to the bit. What it refuses changes nothing."""
+        self._require_state(state_dict)
+        scaler = self.loss_scaler
+        if scaler is None:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
+            return
+        before = scaler.state_dict()
+        scaler.load_state_dict(dict(state_dict["loss_scaler"]))
+        try:
+            self.optimizer.load_state_dict(state_dict["optimizer"])
+        except BaseException:
+            scaler.load_state_dict(before)
+            raise
+
+    def _require_state(self, state_dict: Mapping[str, Any]) -> None:
+        missing = set(self._STATE) - set(state_dict)
+        if missing:
+            raise GAInvalidArgumentError(
+                f"load_state_dict: state_dict lacks {', '.join(sorted(missing))}: pass what state_dict() returned"
+            )
+        if (state_dict["loss_scaler"] is None) != (self.loss_scaler is None):
+            ours = self.loss_scaler is not None
+            has, lacks = ("accumulator", "state_dict") if ours else ("state_dict", "accumulator")
+            raise GAInvalidArgumentError(
+                f"load_state_dict: the {has} has a loss scaler and the {lacks} has none: give both one, or neither"
+            )
 
     def accumulated_gradient(self, index: int) -> Tensor:
         """A copy of the accumulated sum of a parameter, in the optimizer's order."""

@@ -23,9 +23,10 @@ import jax
 import numpy as np
 
 from .accumulator import Accumulator as _Accumulator
-from .accumulator import Outcome, Report, Tail
+from .accumulator import Tail
 from .errors import GADTypeError, GAShapeError
 from .optim import Optimizer
+from .report import Outcome, Report
 from .tensor import DType, Tensor, numpy_dtype_of, tensor
 
 _FLOATS = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
@@ -48,7 +49,6 @@ class Accumulator(_Accumulator):
         optimizer: Callable[[list[Tensor]], Optimizer],
         *,
         loss_reduction: str = "mean",
-        step_when_due: bool = True,
         **options: Any,
     ) -> None:
         self._structure: Any
@@ -62,9 +62,6 @@ class Accumulator(_Accumulator):
         super().__init__(optimizer(self._leaves), loss_reduction=loss_reduction, **options)
         positions = {id(leaf): position for position, leaf in enumerate(self._leaves)}
         self._order = [positions[id(leaf)] for leaf in self.optimizer.parameters]
-        self.step_when_due = step_when_due
-        self.last_report: Report | None = None
-        self.sync_gradients = False
         self._params = params
 
     @staticmethod
@@ -101,9 +98,7 @@ class Accumulator(_Accumulator):
         if len(kinds) > 1:
             arrays = [array.astype(np.float32) for array in arrays]
         self.accumulate_gradients([arrays[position] for position in self._order], float(loss), weight)
-        self.sync_gradients = self.step_due
-        if self.sync_gradients and self.step_when_due and not self._is_retrying:
-            self.step()
+        self._step_if_due()
 
     def step(self) -> Report:
         return self._after(super().step())
@@ -114,5 +109,4 @@ class Accumulator(_Accumulator):
     def _after(self, report: Report) -> Report:
         if report.outcome == Outcome.APPLIED:
             self._params = None
-        self.last_report = report
         return report

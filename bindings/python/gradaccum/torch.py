@@ -39,10 +39,11 @@ import torch
 from . import _ffi, _python
 from ._ffi import lib
 from .accumulator import Accumulator as _Accumulator
-from .accumulator import MicroBatch as _MicroBatch
-from .accumulator import Outcome, Report, Tail
+from .accumulator import Tail
 from .errors import GADTypeError, GAInvalidArgumentError, GAStateError, GAUnsupportedError
+from .micro_batch import MicroBatch as _MicroBatch
 from .optim import Optimizer
+from .report import Outcome, Report
 from .tensor import DType, Tensor, int64_array
 
 _DTYPES = {torch.float32: DType.FLOAT32, torch.bfloat16: DType.BFLOAT16, torch.float16: DType.FLOAT16}
@@ -195,18 +196,13 @@ class MicroBatch(_MicroBatch):
         if loss_scale is not None and not 2.0**-64 <= loss_scale <= 2.0**64:
             raise GAInvalidArgumentError(f"loss_scale is {loss_scale}: it must be in 2^-64 ... 2^64")
         factor = weight if accumulator.loss_reduction == "mean" and weight is not None else 1.0
-        super().__init__(accumulator)
+        super().__init__(accumulator, weight)
         self._torch = accumulator
-        self.weight = weight
         # The scaler's loss scale holds for the whole window, and so is known once the micro-batch has begun.
         self.loss_scale = accumulator.window().loss_scale if loss_scale is None else loss_scale
         self._is_scaled = accumulator.loss_scaler is None or loss_scale is not None
         self.loss = 0.0
         self._scale = factor / self.loss_scale
-        accumulator._open = self
-
-    def __enter__(self) -> MicroBatch:
-        return self
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss times the loss scale, to run backward from, as torch.amp.GradScaler.scale()."""
@@ -236,20 +232,13 @@ class MicroBatch(_MicroBatch):
         self.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.loss += value
 
-    def commit(self) -> None:
-        """Ends the micro-batch, which then counts; the window steps if this was its last one."""
+    def _complete(self) -> None:
         self._torch._give(self)
-        try:
-            super().commit()
-        finally:
-            self._torch._open = self if self._is_open else None
-        self._torch._committed()
 
     def abort(self) -> None:
         """Takes the micro-batch back, and what backward has left in .grad."""
         super().abort()
         self._torch._clear_gradients()
-        self._torch._open = None
 
 
 # ====== The accumulator ======
@@ -262,7 +251,7 @@ class Accumulator(_Accumulator):
     loss_reduction: what a loss stands for: "mean", the default of PyTorch's losses, or "sum", over its weight.
     fold_in_backward: add each gradient when backward has made it, and free it. Otherwise the gradients stay in .grad
         until the micro-batch ends, and are added in one call.
-    step_when_due: take the step with the last micro-batch of accumulation_steps.
+    step_when_due: take the step with the last micro-batch of accumulation_steps, whatever its weight.
     """
 
     def __init__(
@@ -272,7 +261,6 @@ class Accumulator(_Accumulator):
         loss_reduction: str = "mean",
         isolated: bool = False,
         fold_in_backward: bool = True,
-        step_when_due: bool = True,
         **options: Any,
     ) -> None:
         self._parameters: list[Parameter] = []
@@ -284,11 +272,7 @@ class Accumulator(_Accumulator):
                 )
             self._parameters.append(parameter)
         super().__init__(optimizer, loss_reduction=loss_reduction, isolated=isolated, **options)
-        self.loss_reduction = loss_reduction
         self.isolated = isolated
-        self.step_when_due = step_when_due
-        self.last_report: Report | None = None
-        self._has_synced = False
         self._open: MicroBatch | None = None
         self._pointers: Any = (c_void_p * len(self._parameters))()
         this = weakref.ref(self)
@@ -335,13 +319,6 @@ class Accumulator(_Accumulator):
             for parameter, gradient in zip(self._parameters, left):
                 parameter.source.grad = gradient
 
-    @property
-    def sync_gradients(self) -> bool:
-        """In a micro-batch, whether it is the last of its window; after it, whether it was."""
-        if self._open is not None:
-            return self._open.number + 1 - self.window().aborted_micro_batches >= self.accumulation_steps
-        return self._has_synced
-
     # ------ the step ------
 
     def step(self) -> Report:
@@ -355,7 +332,6 @@ class Accumulator(_Accumulator):
     def zero(self) -> None:
         super().zero()
         self._clear_gradients()
-        self._open = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Frees what a backward outside of a micro-batch has left in .grad. The window empties itself at its step, so
@@ -363,13 +339,6 @@ class Accumulator(_Accumulator):
         if not set_to_none:
             raise GAUnsupportedError("set_to_none is False, and gradients are freed here: leave it out")
         self._clear_gradients()
-
-    def clip_grad_norm_(self, *_: object, **__: object) -> None:
-        """Raises: a window's mean gradient is clipped once, at its step."""
-        raise GAUnsupportedError(
-            "clip_grad_norm_: .grad holds no mean gradient of a window to clip: create the accumulator with "
-            "max_grad_norm, and read the norm in last_report"
-        )
 
     def write_back(self) -> None:
         """Lets the model see what the library has written to its parameters, as a step does by itself: to be called
@@ -384,6 +353,8 @@ class Accumulator(_Accumulator):
 
     # ------ state ------
 
+    _STATE = (*_Accumulator._STATE, "masters")
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of what updates have made of the optimizer and the loss scaler, and the master weights of parameters that
         are not float32, by the places of the parameters: for torch.save, beside model.state_dict().
@@ -391,54 +362,30 @@ class Accumulator(_Accumulator):
         Not in it are hyperparameters, schedules, averages, and what outliers are found with. GAStateError in the middle
         of a window, whose sums are not in it either.
         """
-        held = self.window().micro_batches
-        if held > 0 or self._open is not None:
-            raise GAStateError(
-                f"state_dict: a window that holds {held} micro-batches is in progress, and no state has its sums: step, "
-                "end_data() or zero() first"
-            )
-        optimizer = self.optimizer.state_dict()
-        for state in optimizer["state"].values():
+        state_dict = super().state_dict()
+        for state in state_dict["optimizer"]["state"].values():
             for name, value in state.items():
                 if isinstance(value, np.ndarray):
                     state[name] = torch.from_numpy(value)
-        return {
-            "optimizer": optimizer,
-            "loss_scaler": None if self.loss_scaler is None else self.loss_scaler.state_dict(),
-            "masters": {place: master.clone() for place, master in self._masters().items()},
-        }
+        masters = {place: master.clone() for place, master in self._masters().items()}
+        return {**state_dict, "masters": masters}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from a state_dict() of an accumulator over the same parameters, after model.load_state_dict(): with
         the data that followed, to the bit. What it refuses changes nothing."""
-        missing = {"optimizer", "loss_scaler", "masters"} - set(state_dict)
-        if missing:
-            raise GAInvalidArgumentError(
-                f"load_state_dict: state_dict lacks {', '.join(sorted(missing))}: pass what state_dict() returned"
-            )
-        scaler, given, masters = state_dict["loss_scaler"], state_dict["masters"], self._masters()
-        if (scaler is None) != (self.loss_scaler is None):
-            has, lacks = ("state_dict", "accumulator") if scaler is not None else ("accumulator", "state_dict")
-            raise GAInvalidArgumentError(
-                f"load_state_dict: the {has} has a loss scaler and the {lacks} has none: give both one, or neither"
-            )
+        super().load_state_dict(state_dict)
+        for place, master in self._masters().items():
+            master.copy_(state_dict["masters"][place])
+        self.write_back()
+
+    def _require_state(self, state_dict: Mapping[str, Any]) -> None:
+        super()._require_state(state_dict)
+        given, masters = state_dict["masters"], self._masters()
         shapes, wanted = ({place: tuple(x.shape) for place, x in part.items()} for part in (given, masters))
         if shapes != wanted:
             raise GAInvalidArgumentError(
                 f"load_state_dict: masters have the shapes {shapes}, by parameter, and {wanted} are needed"
             )
-        before = None if self.loss_scaler is None else self.loss_scaler.state_dict()
-        if self.loss_scaler is not None:
-            self.loss_scaler.load_state_dict(dict(scaler))
-        try:
-            self.optimizer.load_state_dict(state_dict["optimizer"])
-        except BaseException:
-            if self.loss_scaler is not None and before is not None:
-                self.loss_scaler.load_state_dict(before)
-            raise
-        for place, master in masters.items():
-            master.copy_(given[place])
-        self.write_back()
 
     def _masters(self) -> dict[int, torch.Tensor]:
         """Those that there are, by the places of their parameters."""
@@ -503,15 +450,12 @@ class Accumulator(_Accumulator):
         lib.ga_accumulate_scaled_gradients(self.handle, pointers, len(pointers), dtype, scale, loss, weight)
         self._clear_gradients()
 
-    def _committed(self) -> None:
-        self._has_synced = self.step_due
-        if self.step_due and self.step_when_due and not self._is_retrying:
-            self.step()
+    def _committed(self, micro_batch: _MicroBatch) -> None:
+        self._step_if_due()
 
     def _after(self, report: Report) -> Report:
         if report.outcome == Outcome.APPLIED:
             self.write_back()
-        self.last_report = report
         return report
 
     def _require_in_place(self) -> None:

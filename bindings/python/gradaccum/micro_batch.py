@@ -1,0 +1,97 @@
+"""Micro-batches that are begun, and committed or aborted."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ._ffi import lib
+from .errors import GAOutOfMemoryError, GAStateError
+
+if TYPE_CHECKING:
+    from .accumulator import Accumulator
+
+_Self = TypeVar("_Self", bound="MicroBatch")
+
+
+class MicroBatch:
+    """An open micro-batch: commits at the end of the with statement, and aborts where an exception ends it.
+
+    weight: the samples or tokens of all losses that backward() is called with; None if they come otherwise.
+    """
+
+    def __init__(self, accumulator: Accumulator, weight: float | None = None) -> None:
+        self._accumulator = accumulator
+        lib.ga_micro_batch_begin(accumulator.handle)
+        window = accumulator.window()
+        self.number: int = window.micro_batches + window.aborted_micro_batches
+        self.weight = weight
+        self._has_loss = False
+        self._is_open = True
+        accumulator._open = self
+        accumulator._has_ended = False
+
+    def backward(self, loss: Any) -> None:
+        """Runs backward from a scalar loss and adds the gradients. Of several losses that are sums, the weight is that
+        of all together; of means there is one."""
+        if self._has_loss and self._accumulator.loss_reduction == "mean":
+            raise GAStateError(
+                "backward: the micro-batch has its loss, and the mean of two means would need the weight of each: add "
+                "them up before, or accumulate each with its weight"
+            )
+        self._accumulator.accumulate(loss, 0.0 if self._has_loss and self.weight is not None else self.weight)
+        self._has_loss = True
+
+    def set_weight(self, weight: float) -> None:
+        """Gives the weight that was None where the losses were accumulated; also after the commit."""
+        self._accumulator.set_weight(self.number, weight)
+
+    def commit(self) -> None:
+        """Ends the micro-batch, which then counts. In isolated mode it is dropped if it is not finite. The window steps
+        if this was its last one: see Accumulator.micro_batch()."""
+        self._complete()
+        try:
+            with self._accumulator._running_callbacks():
+                lib.ga_micro_batch_commit(self._accumulator.handle)
+        except (GAStateError, GAOutOfMemoryError):
+            raise
+        except BaseException:  # it was dropped
+            self._end()
+            raise
+        self._end()
+        self._accumulator._committed(self)
+
+    def _complete(self) -> None:
+        """Before the commit: what the micro-batch still lacks."""
+        if self.weight is not None and not self._has_loss:
+            raise GAStateError(
+                f"commit: micro-batch {self.number} has the weight {self.weight} and no loss: call its backward(), or "
+                "give the weight where something is accumulated"
+            )
+
+    def _end(self) -> None:
+        self._is_open = False
+        self._accumulator._open = None
+
+    def abort(self) -> None:
+        """Takes the micro-batch back. In exact mode that can be done before anything was added only."""
+        lib.ga_micro_batch_abort(self._accumulator.handle)
+        self._end()
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._is_open:
+            return
+        if error is None:
+            self.commit()
+            return
+        try:
+            self.abort()
+        except GAStateError as refusal:
+            # The exception goes on. The window cannot be stepped until zero() drops it, so nothing is lost in silence.
+            if hasattr(error, "add_note"):
+                error.add_note(str(refusal))
