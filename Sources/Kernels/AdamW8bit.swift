@@ -67,30 +67,34 @@ private struct DynamicMap {
     @inline(always)
     init(first: Double) {
         var (levels, scale) = (first, 1e-6)
+        // 1 over them: this runs once per piece of a parameter, where divisions would be felt.
+        var (part, inverseScale) = (1 / first, 1e6)
         for decade in 0..<8 {
             // What counts from 127 in a float is seen by its last three bits.
             let exponent = (decade &+ Int(first) &- 2) & 7
             if decade < 7 {
-                set(&slopes, exponent, 0.9 * scale / levels)
-                set(&offsets, exponent, scale * (0.45 / levels - 0.8))
+                set(&slopes, exponent, 0.9 * scale * part)
+                set(&offsets, exponent, scale * (0.45 * part - 0.8))
                 // Half-way between the first level and the one below it, which is 0 or a fifth of a part away from 0.1.
-                let lowest = 0.05 * scale * (1 + 4.5 / levels)
-                set(&starts, decade, decade == 0 ? lowest : scale * (0.1 + 0.18 / levels))
-                set(&levelSlopes, decade, levels / (0.9 * scale))
-                set(&levelOffsets, decade, levels - levels / 9 - first + 0.5)
+                let lowest = 0.05 * scale * (1 + 4.5 * part)
+                set(&starts, decade, decade == 0 ? lowest : scale * (0.1 + 0.18 * part))
+                set(&levelSlopes, decade, levels * (inverseScale / 0.9))
+                set(&levelOffsets, decade, levels * (8.0 / 9) - first + 0.5)
                 set(&mostLevels, decade, 2 * levels - first)
             } else {
                 // Of the levels of 0 and of 1, which no other line is for.
                 let count = levels - first + 1
                 set(&slopes, exponent, 1 / count)
                 set(&offsets, exponent, (1 - first) / count)
-                set(&starts, decade, 1 - 0.45 / levels)
+                set(&starts, decade, 1 - 0.45 * part)
                 set(&levelSlopes, decade, count)
                 set(&levelOffsets, decade, 0)
                 set(&mostLevels, decade, count)
             }
             levels *= 2
+            part /= 2
             scale *= 10
+            inverseScale /= 10
         }
     }
 
@@ -116,9 +120,19 @@ private struct DynamicMap {
         return multiplyAdd(level, shims_lookup(slopes, exponent), shims_lookup(offsets, exponent))
     }
 
-    /// The levels from 0 to the one next to a magnitude: how many, less up to 1/2.
+    /// The number whose level this is, with a sign.
     @inline(always)
-    func levels(_ magnitude: Vector) -> Vector {
+    func number(_ level: Vector) -> Vector {
+        let bits = unsafeBitCast(level, to: Bits.self)
+        let exponent = bits &>> 23
+        let offset = unsafeBitCast(shims_lookup(offsets, exponent), to: Bits.self) ^ (bits & 0x8000_0000)
+        let number = multiplyAdd(level, shims_lookup(slopes, exponent), unsafeBitCast(offset, to: Vector.self))
+        return choose(number, 0, where: level .== 0)
+    }
+
+    /// The decade in which the level next to a magnitude lies.
+    @inline(always)
+    func decade(of magnitude: Vector) -> Bits {
         let bits = unsafeBitCast(magnitude, to: Bits.self)
         var logarithm = Vector.zero
         for lane in 0..<16 { logarithm[lane] = Float(Int32(bitPattern: bits[lane])) }
@@ -126,9 +140,16 @@ private struct DynamicMap {
         // the logarithm to k - 0.23 ... k + 0.8 leaves only start k to compare with. 31.5 is 38.23, for the exponent's 127,
         // less the 6 decades to the lowest one and 0.73.
         let rounded = multiplyAdd(logarithm, Vector(repeating: 0.30103 * 0x1p-23), magic - 31.5)
-        let near = unsafeBitCast(larger(rounded, Vector(repeating: magic)), to: Bits.self)
+        let lowest = Bits(repeating: magic.bitPattern)
+        let place = unsafeBitCast(rounded, to: Bits.self)
+        let near = choose(place, lowest, where: lowest .> place)
         let isBelow = magnitude .< shims_lookup(starts, near)
-        let decade = choose(near, near &- 1, where: isBelow)
+        return choose(near, near &- 1, where: isBelow)
+    }
+
+    /// The levels from 0 to the one next to a magnitude: how many, less up to 1/2.
+    @inline(always)
+    func levels(_ magnitude: Vector, in decade: Bits) -> Vector {
         let line = multiplyAdd(magnitude, shims_lookup(levelSlopes, decade), shims_lookup(levelOffsets, decade))
         return smaller(line, shims_lookup(mostLevels, decade))
     }
@@ -143,72 +164,100 @@ func adamw8bit(
     _ mLargest: UnsafeMutablePointer<Float>, _ v: UnsafeMutablePointer<UInt8>, _ vLargest: UnsafeMutablePointer<Float>,
     _ options: UnsafePointer<shims_adam>, _ n: Int64
 ) {
+    @inline(always)
+    func fetch(_ element: Int) {
+        shims_prefetch(parameter + element)
+        shims_prefetch(gradient + element)
+        shims_prefetch(m + element)
+        shims_prefetch(v + element)
+    }
+    let groupSize = 4
+    for vector in 0..<groupSize &* 16 { fetch(16 &* vector) }
     let options = options.pointee
     let signed = DynamicMap(first: 1)
     let unsigned = DynamicMap(first: 2)
     let scale = Vector(repeating: options.gradient_scale)
     let weight1 = Vector(repeating: options.weight1)
-    let beta2 = Vector(repeating: options.beta2)
+    let beta1 = 1 - options.weight1
     let weight2 = Vector(repeating: options.weight2)
     let correction = Vector(repeating: options.inverse_sqrt_correction2)
     let size = Vector(repeating: -options.step_size)
-    var moments = (zeroRegisters(), zeroRegisters())
+    // Of a group of blocks, in full precision. What the largest numbers of a block take is hidden by the next block.
+    let blockCount = (Int(n) &+ 255) / 256
+    let zeros = zeroRegisters()
+    // Four means, four squares, and room for a vector that is read past them.
+    var moments = (zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, Vector.zero)
     withUnsafeMutableBytes(of: &moments) {
-        // Of a block, in full precision.
         let means = $0.baseAddress.unsafelyUnwrapped.assumingMemoryBound(to: Float.self)
-        let squares = means + 256
-        for number in 0..<(Int(n) &+ 255) / 256 {
-            let first = number &* 256
-            let end = first &+ 256 < Int(n) ? first &+ 256 : Int(n)
-            let mMap = signed.scaled(mLargest[number])
-            let vMap = unsigned.scaled(vLargest[number])
-            var (mMost, vMost) = (Vector.zero, Vector.zero)
-            @inline(always)
-            func update(_ lanes: Lanes) {
-                let p = load(parameter, lanes)
-                let g = load(gradient, lanes) * scale
-                let level = numbers(load(m, lanes), less: 127)
-                // A level of 0 takes the line of some decade, which is below 0 there.
-                let mean = copySign(larger(mMap.magnitude(magnitude(level)), Vector.zero), level)
-                let newMean = multiplyAdd(weight1, g - mean, mean)
-                let square = vMap.magnitude(numbers(load(v, lanes), less: -1))
-                let newSquare = multiplyAdd(weight2 * g, g, square * beta2)
-                let denominator = multiplyAdd(newSquare.squareRoot(), correction, options.eps)
-                store(multiplyAdd(size, newMean / denominator, p * options.decoupled_decay), parameter, lanes)
-                let place = Lanes(first: lanes.first &- first)
-                store(newMean, means, place)
-                store(newSquare, squares, place)
-                mMost = larger(mMost, padded(magnitude(newMean), lanes))
-                vMost = larger(vMost, padded(newSquare, lanes))
-            }
-            forEachLanes(from: first, to: end, update)
-            mLargest[number] = largest(mMost)
-            vLargest[number] = largest(vMost)
-            if mLargest[number] == .infinity || vLargest[number] == .infinity {
-                // The block must not lose all of its numbers to that one.
-                let most = Vector(repeating: .greatestFiniteMagnitude)
+        let squares = means + (groupSize &* 256)
+        for group in 0..<(blockCount &+ groupSize &- 1) / groupSize {
+            let blocks = group &* groupSize..<min(group &* groupSize &+ groupSize, blockCount)
+            let origin = blocks.lowerBound &* 256
+            for block in blocks {
+                let first = block &* 256
+                let end = min(first &+ 256, Int(n))
+                let mMap = signed.scaled(mLargest[block] * beta1)
+                let vMap = unsigned.scaled(vLargest[block] * options.beta2)
+                var (mMost, vMost) = (Vector.zero, Vector.zero)
                 @inline(always)
-                func limit(_ lanes: Lanes) {
-                    store(smaller(larger(load(means, lanes), -most), most), means, lanes)
-                    store(smaller(load(squares, lanes), most), squares, lanes)
+                func update(_ lanes: Lanes) {
+                    let p = load(parameter, lanes)
+                    let g = load(gradient, lanes) * scale
+                    let mean = multiplyAdd(weight1, g, mMap.number(numbers(load(m, lanes), less: 127)))
+                    let square = multiplyAdd(weight2 * g, g, vMap.magnitude(numbers(load(v, lanes), less: -1)))
+                    let denominator = multiplyAdd(square.squareRoot(), correction, options.eps)
+                    store(multiplyAdd(size, mean / denominator, p * options.decoupled_decay), parameter, lanes)
+                    let place = Lanes(first: lanes.first &- origin)
+                    store(mean, means, place)
+                    store(square, squares, place)
+                    mMost = larger(mMost, padded(magnitude(mean), lanes))
+                    vMost = larger(vMost, padded(square, lanes))
                 }
-                forEachLanes(to: 256, limit)
-                if mLargest[number] == .infinity { mLargest[number] = .greatestFiniteMagnitude }
-                if vLargest[number] == .infinity { vLargest[number] = .greatestFiniteMagnitude }
+                forEachLanes(from: first, to: end, update)
+                mLargest[block] = largest(mMost)
+                vLargest[block] = largest(vMost)
             }
-            let mInverse = inverse(mLargest[number])
-            let vInverse = inverse(vLargest[number])
-            @inline(always)
-            func round(_ lanes: Lanes) {
-                let place = Lanes(first: lanes.first &- first)
-                let mean = load(means, place) * mInverse
-                // There is a code for 1 and none for -1.
-                let levels = larger(copySign(signed.levels(magnitude(mean)), mean), Vector(repeating: -127))
-                store(codes(unsafeBitCast(levels + (magic + 127), to: Bits.self)), m, lanes)
-                let square = unsigned.levels(load(squares, place) * vInverse)
-                store(codes(unsafeBitCast(square + magic, to: Bits.self)), v, lanes)
+            for block in blocks {
+                let first = block &* 256
+                let end = min(first &+ 256, Int(n))
+                if mLargest[block] == .infinity || vLargest[block] == .infinity {
+                    // The block must not lose all of its numbers to that one.
+                    let most = Vector(repeating: .greatestFiniteMagnitude)
+                    @inline(always)
+                    func limit(_ lanes: Lanes) {
+                        store(smaller(larger(load(means, lanes), -most), most), means, lanes)
+                        store(smaller(load(squares, lanes), most), squares, lanes)
+                    }
+                    forEachLanes(from: first &- origin, to: first &- origin &+ 256, limit)
+                    if mLargest[block] == .infinity { mLargest[block] = .greatestFiniteMagnitude }
+                    if vLargest[block] == .infinity { vLargest[block] = .greatestFiniteMagnitude }
+                }
+                let mInverse = inverse(mLargest[block])
+                let vInverse = inverse(vLargest[block])
+                // The decades of a vector are found while the codes of the one before it are made.
+                @inline(always)
+                func prepare(_ place: Int) -> (mean: Vector, square: Vector, decades: (Bits, Bits)) {
+                    let place = Lanes(first: place)
+                    let mean = load(means, place) * mInverse
+                    let square = load(squares, place) * vInverse
+                    return (mean, square, (signed.decade(of: magnitude(mean)), unsigned.decade(of: square)))
+                }
+                var next = prepare(first &- origin)
+                @inline(always)
+                func round(_ lanes: Lanes) {
+                    let (mean, square, decades) = next
+                    next = prepare(lanes.first &- origin &+ 16)
+                    let level = copySign(signed.levels(magnitude(mean), in: decades.0), mean)
+                    // There is a code for 1 and none for -1.
+                    let code = larger(level, Vector(repeating: -127)) + (magic + 127)
+                    store(codes(unsafeBitCast(code, to: Bits.self)), m, lanes)
+                    let squareCode = unsigned.levels(square, in: decades.1) + magic
+                    store(codes(unsafeBitCast(squareCode, to: Bits.self)), v, lanes)
+                    // Rounding reads nothing from memory: meanwhile the next group is fetched.
+                    fetch(lanes.first &+ groupSize &* 256)
+                }
+                forEachLanes(from: first, to: end, round)
             }
-            forEachLanes(from: first, to: end, round)
         }
     }
 }

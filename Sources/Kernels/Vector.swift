@@ -189,10 +189,18 @@ func sign(_ x: Vector) -> Vector {
 /// The largest lane, NaN lanes left out.
 @inline(always)
 func largest(_ x: Vector) -> Float {
-    let a = x.lowHalf.replacing(with: x.highHalf, where: x.highHalf .> x.lowHalf)
-    let b = a.lowHalf.replacing(with: a.highHalf, where: a.highHalf .> a.lowHalf)
-    let c = b.lowHalf.replacing(with: b.highHalf, where: b.highHalf .> b.lowHalf)
-    return c.y > c.x ? c.y : c.x
+    // Of the lower lanes and those above them; what the upper lanes then hold does not matter.
+    let a = larger(x, Vector(lowHalf: x.highHalf, highHalf: x.highHalf))
+    let b = larger(a, repeated(a.lowHalf.highHalf))
+    let c = larger(b, repeated(SIMD4(lowHalf: b.lowHalf.lowHalf.highHalf, highHalf: b.lowHalf.lowHalf.highHalf)))
+    return c[1] > c[0] ? c[1] : c[0]
+}
+
+/// Four lanes, in each four of a vector.
+@inline(always)
+private func repeated(_ lanes: SIMD4<Float>) -> Vector {
+    let half = SIMD8(lowHalf: lanes, highHalf: lanes)
+    return Vector(lowHalf: half, highHalf: half)
 }
 
 /// The sum of the lanes, by halves.
