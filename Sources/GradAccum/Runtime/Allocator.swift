@@ -23,7 +23,7 @@ public struct Allocator: @unchecked Sendable {
     ///
     /// A kernel without them, or that is set to hand out none, changes nothing.
     private static func askForHugePages(_ memory: UnsafeMutableRawPointer, _ byteCount: Int) {
-        let (smallest, page) = (4 << 20, Int(getpagesize()))
+        let (smallest, page) = (1 << 17, Int(getpagesize()))
         guard byteCount >= smallest else { return }
         let start = (Int(bitPattern: memory) + page - 1) & ~(page - 1)
         let end = (Int(bitPattern: memory) + byteCount) & ~(page - 1)
