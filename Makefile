@@ -24,7 +24,7 @@ VENV := build/venv
 BENCH_VENV := build/bench-venv
 WHEEL_VENV := build/wheel-venv
 FOREIGN_VENV := build/foreign-venv
-FOREIGN_TESTS := torch torch_amp torch_state jax gpt2 digits dlpack arrays
+FOREIGN_TESTS := torch torch_amp torch_state jax gpt2 digits dlpack exchange arrays zero_copies
 
 TALLY := $(CURDIR)/build/laws.tally
 
@@ -108,8 +108,10 @@ libpython:
 # What needs these packages, or runs an example with them.
 foreign: library $(FOREIGN_VENV)/ready
 	@command -v bible >/dev/null || scripts/install-packages.sh bible-kjv
-	GRADACCUM_LIBRARY=$(CURDIR)/$(LIBRARY) $(FOREIGN_VENV)/bin/python -m pytest -q \
-	    $(addprefix Tests/python/test_,$(addsuffix .py,$(FOREIGN_TESTS)))
+	@# A process for each: JAX starts threads, which those that fork must not have.
+	for name in $(FOREIGN_TESTS); do \
+	    GRADACCUM_LIBRARY=$(CURDIR)/$(LIBRARY) $(FOREIGN_VENV)/bin/python -m pytest -q Tests/python/test_$$name.py || exit 1; \
+	done
 
 bench: library $(BENCH_VENV)/ready
 	$(BENCH_VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)

@@ -533,6 +533,23 @@ def test_what_cannot_be_shared_is_refused_by_name():
         adamw(mlp()).micro_batch(weight=1, loss_scale=0.0)
 
 
+@pytest.mark.parametrize("fold", [True, False])
+def test_gradient_that_is_negated_when_it_is_read_keeps_its_sign(fold):
+    weight = nn.Parameter(torch.zeros(2))
+    accumulator = gat.Accumulator(
+        ga.SGD(gat.parameters([weight]), lr=1.0), fold_in_backward=fold, loss_reduction="sum"
+    )
+    negated = torch._neg_view(torch.tensor([2.0, 4.0]))
+    with accumulator.micro_batch(weight=1):
+        if fold:
+            weight.backward(negated)
+        else:
+            weight.grad = negated
+    assert weight.tolist() == [2, 4]
+    with pytest.raises(ga.GAInvalidArgumentError, match="negated"):
+        gat.parameters([negated])
+
+
 def test_sparse_gradient_is_refused():
     table = nn.Embedding(5, 2, sparse=True)
     accumulator = adamw(table)

@@ -7,8 +7,9 @@ and on any thread.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p, py_object
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint32, c_uint64, c_void_p, py_object
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,50 @@ class _Managed(ctypes.Structure):
         ("deleter", ctypes.CFUNCTYPE(None, c_void_p)),
         ("flags", c_uint64),
     ]
+
+
+class _ExchangeAPI(ctypes.Structure):
+    """The start of DLPackExchangeAPI, the functions by which a library gives its arrays away without Python code."""
+
+    _fields_ = [
+        ("major", c_uint32),
+        ("minor", c_uint32),
+        ("prev_api", c_void_p),
+        ("managed_tensor_allocator", c_void_p),
+        ("managed_tensor_from_py_object", ctypes.PYFUNCTYPE(c_int, py_object, ctypes.POINTER(c_void_p))),
+    ]
+
+
+_EXCHANGE_API = b"dlpack_exchange_api"
+
+
+# By type of arrays; those that are there live as long as the process.
+_exchange_apis: weakref.WeakKeyDictionary[type, _ExchangeAPI | None] = weakref.WeakKeyDictionary()
+
+
+def _exchange_api(kind: type) -> _ExchangeAPI | None:
+    """That of a type of arrays, or None if it has none that is known here."""
+    if kind not in _exchange_apis:
+        holder, api = getattr(kind, "__dlpack_c_exchange_api__", None), None
+        if _capsule_is_valid(holder, _EXCHANGE_API):
+            api = _ExchangeAPI.from_address(_capsule_pointer(holder, _EXCHANGE_API))
+        _exchange_apis[kind] = api if api is not None and api.major == 1 else None
+    return _exchange_apis[kind]
+
+
+def exchanged(x: object) -> Any:
+    """A capsule around what an array's library gives by DLPack's functions in C, or None where it does not, or where
+    its __dlpack__ has to have a say: that of PyTorch refuses tensors that require a gradient, and its functions in C do
+    not."""
+    api = _exchange_api(type(x))
+    if api is None or getattr(x, "requires_grad", False):
+        return None
+    out = c_void_p()
+    try:
+        failed = api.managed_tensor_from_py_object(x, ctypes.byref(out))
+    except Exception:  # __dlpack__ has a sentence for it
+        return None
+    return None if failed or out.value is None else capsule(out.value, VERSIONED)
 
 
 IS_COPIED = 2

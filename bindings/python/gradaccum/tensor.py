@@ -435,6 +435,14 @@ def _capsule_of(x: Any) -> Any:
     """The capsule that an object makes of itself, in the newest way that it knows; a capsule as it is."""
     if not hasattr(x, "__dlpack__"):
         return x
+    if hasattr(x, "is_neg") and x.is_neg():
+        raise GAInvalidArgumentError(
+            "x is a tensor of PyTorch whose elements are negated when they are read, which DLPack does not tell: pass "
+            "x.resolve_neg()"
+        )
+    exchanged = _python.exchanged(x)
+    if exchanged is not None:
+        return exchanged
     if hasattr(x, "__dlpack_device__"):
         device = tuple(int(part) for part in x.__dlpack_device__())
         if device[0] != 1:

@@ -84,7 +84,7 @@ class Parameter(Tensor):
             raise GAUnsupportedError(
                 f"{self.name}.grad is {gradient.layout}: use a layer with a dense gradient"
             )
-        return self._in_order(gradient).contiguous()
+        return self._in_order(gradient.resolve_neg()).contiguous()
 
     def require_in_place(self) -> None:
         """Errors: GAStateError if PyTorch's parameter is no longer what this one was made of."""
@@ -138,6 +138,8 @@ def _order_in_memory(x: torch.Tensor, name: str) -> tuple[int, ...] | None:
         raise GAUnsupportedError(
             f"{name} is on {x.device} in layout {x.layout}: the CPU and torch.strided are needed"
         )
+    if x.is_neg():
+        raise GAInvalidArgumentError(f"{name} is negated when it is read: pass a tensor of resolve_neg()")
     if x.is_contiguous():
         return None
     strides = x.stride()
