@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from families import (
+    fold,
     gpt_memory,
     gpt_speed,
     optimizers,
@@ -27,7 +28,7 @@ from lab.load import TOLERATED
 from lab.report import machine, table, write_json
 from lab.rows import Measured, Result, Row, Unsupported
 
-FAMILIES = (gpt_speed, gpt_memory, window_end, optimizers, weight_gradient, window_memory, steady_state, threads)
+FAMILIES = (gpt_speed, gpt_memory, window_end, fold, optimizers, weight_gradient, window_memory, steady_state, threads)
 ROWS: list[Row] = [row for family in FAMILIES for row in family.ROWS]
 
 
