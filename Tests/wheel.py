@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Programs of examples/python: what each needs besides numpy, and its arguments.
 TINY = "--layers 1 --channels 16 --heads 2 --context 16 --updates 10 --batch 4 --micro-batch 2 --sample 10"
-VERSES = ["--text", str(ROOT / "Tests/parity/genesis.txt"), "--updates", "5"]
 LICENSE_LINES = ["--text", str(ROOT / "LICENSE"), "--updates", "3", "--batch", "8", "--micro-batches", "2"]
 EXAMPLES = {
     "train_gpt.py": ((), ["--text", str(ROOT / "LICENSE"), *TINY.split()]),
@@ -32,11 +31,6 @@ EXAMPLES = {
     "digits_torch.py": (("sklearn", "torch"), []),
     "gpt2_torch.py": (("torch", "transformers"), LICENSE_LINES),
     "gpt2_jax.py": (("jax", "optax"), LICENSE_LINES),
-    "digits_ops.py": (("sklearn",), []),
-    "digits_numpy.py": (("sklearn",), []),
-    "digits_torch.py": (("sklearn", "torch"), []),
-    "gpt2_torch.py": (("torch", "transformers"), VERSES),
-    "gpt2_jax.py": (("jax", "optax"), VERSES),
 }
 
 INSTALLED = """
