@@ -106,6 +106,53 @@ def test_bfloat16_parameters_are_updated_in_float32():
     assert np.allclose(np.asarray(accumulator.params["w"], np.float32), 0.99, atol=4e-3)
 
 
+def test_training_goes_on_to_the_bit():
+    """Of bfloat16 parameters too, of which params has not all that is known."""
+
+    def train(accumulator: gaj.Accumulator, updates: range) -> None:
+        for update in updates:
+            x, y = batch(update)
+            for part in (slice(0, 5), slice(5, 8)):
+                loss, gradients = loss_and_gradients(accumulator.params, x[part], y[part])
+                accumulator.accumulate(gradients, weight=len(y[part]), loss=loss)
+
+    def accumulator_of(params: Any) -> gaj.Accumulator:
+        scaler = ga.LossScaler(16.0, growth_interval=2)
+        return gaj.Accumulator(params, sgd, accumulation_steps=2, loss_scaler=scaler)
+
+    start = parameters()
+    start["head"][0] = start["head"][0].astype(jnp.bfloat16)
+    whole, first = accumulator_of(start), accumulator_of(start)
+    train(whole, range(9))
+    train(first, range(4))
+    state = first.state_dict()
+    assert list(state["masters"]) == [0]
+    second = accumulator_of(first.params)
+    train(first, range(4, 6))
+    second.load_state_dict(state)
+    train(second, range(4, 9))
+    for a, b in zip(second._leaves, whole._leaves):
+        assert np.array(a).tobytes() == np.array(b).tobytes()
+    assert second.last_report.update_count == 9 and second.loss_scaler.scale == 16 * 2**4
+    state["masters"] = {}
+    with pytest.raises(ga.GAInvalidArgumentError, match="masters have the shapes"):
+        first.load_state_dict(state)
+
+
+def test_loss_scale_of_the_scaler_changes_no_bit():
+    results = []
+    for scaler in (None, ga.LossScaler(2.0**10)):
+        accumulator = gaj.Accumulator(parameters(), sgd, accumulation_steps=2, loss_scaler=scaler)
+        for update in range(3):
+            for part in (slice(0, 5), slice(5, 8)):
+                x, y = (array[part] for array in batch(update))
+                scale = accumulator.window().loss_scale
+                scaled = jax.grad(lambda *arguments: mean_loss(*arguments) * scale)(accumulator.params, x, y)
+                accumulator.accumulate(scaled, weight=len(y), loss_scale=scale)
+        results.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(accumulator.params)])
+    assert results[0] == results[1] and accumulator.last_report.loss_scale == 2.0**10
+
+
 def test_optimizer_may_have_groups_and_take_leaves_in_its_own_order():
     def optimizer(leaves: list[ga.Tensor]) -> ga.SGD:
         return ga.SGD([{"params": leaves[1:], "lr_scale": 0.0}, {"params": leaves[:1]}], lr=1.0)

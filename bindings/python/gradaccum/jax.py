@@ -16,7 +16,7 @@ the one copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ import numpy as np
 
 from .accumulator import Accumulator as _Accumulator
 from .accumulator import Tail
-from .errors import GADTypeError, GAShapeError
+from .errors import GADTypeError, GAInvalidArgumentError, GAShapeError
 from .optim import Optimizer
 from .report import Outcome, Report
 from .tensor import DType, Tensor, numpy_dtype_of, tensor
@@ -83,10 +83,13 @@ class Accumulator(_Accumulator):
             self._params = jax.tree_util.tree_unflatten(self._structure, arrays)
         return self._params
 
-    def accumulate(self, gradients: Any, weight: float | None, loss: Any = 0.0) -> None:  # type: ignore[override]
+    def accumulate(  # type: ignore[override]
+        self, gradients: Any, weight: float | None, loss: Any = 0.0, *, loss_scale: float = 1.0
+    ) -> None:
         """Adds a pytree of gradients as a micro-batch.
 
-        weight: the samples or tokens that they stand for; None to give it later. loss: for the report.
+        weight: the samples or tokens that they stand for; None to give it later. loss: for the report. loss_scale: what
+        the loss was multiplied by before its gradients were taken, such as window().loss_scale with a loss scaler.
         """
         leaves, structure = jax.tree_util.tree_flatten(gradients)
         if structure != self._structure:
@@ -97,7 +100,8 @@ class Accumulator(_Accumulator):
         kinds = {array.dtype for array in arrays}
         if len(kinds) > 1:
             arrays = [array.astype(np.float32) for array in arrays]
-        self.accumulate_gradients([arrays[position] for position in self._order], float(loss), weight)
+        in_order = [arrays[position] for position in self._order]
+        self.accumulate_gradients(in_order, float(loss), weight, scale=loss_scale)
         self._step_if_due()
 
     def step(self) -> Report:
@@ -105,6 +109,41 @@ class Accumulator(_Accumulator):
 
     def end_data(self, tail: Tail = "step") -> Report:
         return self._after(super().end_data(tail))
+
+    # ------ state ------
+
+    _STATE = (*_Accumulator._STATE, "masters")
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of gradaccum.Accumulator, and the float32 elements of parameters of other types, by the places of leaves:
+        to be saved beside params."""
+        return {
+            **super().state_dict(),
+            "masters": {place: np.array(leaf) for place, leaf in self._masters().items()},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from a state_dict() in an accumulator that was made with the params of then."""
+        super().load_state_dict(state_dict)
+        for place, leaf in self._masters().items():
+            leaf.copy_(np.asarray(state_dict["masters"][place], np.float32))
+        self._params = None
+
+    def _require_state(self, state_dict: Mapping[str, Any]) -> None:
+        super()._require_state(state_dict)
+        given, wanted = (
+            {place: tuple(x.shape) for place, x in part.items()}
+            for part in (state_dict["masters"], self._masters())
+        )
+        if given != wanted:
+            raise GAInvalidArgumentError(
+                f"load_state_dict: masters have the shapes {given}, by leaf, and {wanted} are needed"
+            )
+
+    def _masters(self) -> dict[int, Tensor]:
+        """Leaves whose parameters are not float32."""
+        kinds = enumerate(zip(self._leaves, self._dtypes))
+        return {place: leaf for place, (leaf, dtype) in kinds if dtype != np.float32}
 
     def _after(self, report: Report) -> Report:
         if report.outcome == Outcome.APPLIED:
