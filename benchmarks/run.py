@@ -18,6 +18,7 @@ from families import (
     optimizers,
     steady_state,
     threads,
+    update_memory,
     weight_gradient,
     window_end,
     window_memory,
@@ -28,7 +29,18 @@ from lab.load import TOLERATED
 from lab.report import machine, table, write_json
 from lab.rows import Measured, Result, Row, Unsupported
 
-FAMILIES = (gpt_speed, gpt_memory, window_end, fold, optimizers, weight_gradient, window_memory, steady_state, threads)
+FAMILIES = (
+    gpt_speed,
+    gpt_memory,
+    update_memory,
+    window_end,
+    fold,
+    optimizers,
+    weight_gradient,
+    window_memory,
+    steady_state,
+    threads,
+)
 ROWS: list[Row] = [row for family in FAMILIES for row in family.ROWS]
 
 

@@ -1063,6 +1063,12 @@ typedef struct ga_accumulator ga_accumulator;
 #define GA_ACCUMULATE_INTO_GRADIENTS 0
 #define GA_ACCUMULATE_INTO_MOMENTS 1
 
+/* What sums of gradients are kept in: see ga_accumulator_create. */
+#define GA_SUM_FLOAT32 0
+#define GA_SUM_BFLOAT16_STOCHASTIC 1
+#define GA_SUM_BFLOAT16_KAHAN 2
+#define GA_SUM_BFLOAT16 3
+
 typedef struct ga_accumulator_options {
     uint32_t struct_size;
     int32_t loss_reduction;     /* what a loss is: GA_REDUCTION_SUM over its weight, or GA_REDUCTION_MEAN  */
@@ -1079,10 +1085,12 @@ typedef struct ga_accumulator_options {
     double max_loss_z_score;    /* skip a window whose loss is this many standard deviations above its    */
     double max_norm_z_score;    /* mean, or whose norm before clipping is; 0: no limit                    */
     int64_t outlier_warmup;     /* applied windows before that, and reach of mean and variance; at least 2 */
+    int32_t sum_format;         /* one of GA_SUM_...                                                      */
+    int32_t count_underflow;    /* 1: ga_report.underflow is found out                                    */
 } ga_accumulator_options;
 #define GA_ACCUMULATOR_OPTIONS_INIT { sizeof(ga_accumulator_options), GA_REDUCTION_SUM, 1, 0.0, 0.0, 0.0, 1e-3, \
                                       0, GA_NORMALIZATION_WEIGHT, GA_ON_NON_FINITE_SKIP, \
-                                      GA_ACCUMULATE_INTO_GRADIENTS, 0, 0.0, 0.0, 32 }
+                                      GA_ACCUMULATE_INTO_GRADIENTS, 0, 0.0, 0.0, 32, GA_SUM_FLOAT32, 0 }
 
 /*
  * Creates the accumulator of an optimizer. options NULL takes the defaults.
@@ -1109,8 +1117,16 @@ typedef struct ga_accumulator_options {
  * GA_TAIL_DROP are GA_ERROR_STATE once something was committed. It needs GA_NORMALIZATION_SUM, and excludes clipping, also
  * that of groups, limits on outliers, and a scaling's beta2_half_life. gradient_norm and ga_gradient_norms are 0, and
  * ga_accumulated_gradient is GA_ERROR_STATE.
+ * sum_format: bfloat16 takes less memory than float32, and rounds a sum each time that a sample, or a row of an embedding,
+ * is added: at random with no error on average (STOCHASTIC, 2 bytes), to the nearest with the excess kept beside the sum
+ * and taken from the next addition (KAHAN; Kahan, CACM 8(1), 1965; 4 bytes, as many as float32), or to the nearest alone
+ * (2 bytes), where additions of less than about 1/512 of the sum are lost: ga_stagnation counts them. Law 1 holds: the
+ * random bits are those of (update, parameter, element, sample). The sums of an embedding by rows, where its table has
+ * another use, stay float32. In isolated mode a micro-batch is one addition, and so is a call with gradients of the caller.
+ * The step converts as many elements at a time as stay in the cache, or whole parameters for rules that need them. It
+ * excludes moments, max_grad_value and agc_clipping.
  * Errors: STATE if the optimizer has an accumulator, or its rule has no moments to accumulate into; INVALID_ARGUMENT for
- * an option outside of its range, more than one way to clip, or an option that accumulate_into excludes.
+ * an option outside of its range, more than one way to clip, or an option that accumulate_into or sum_format excludes.
  */
 ga_status ga_accumulator_create(ga_accumulator **out, ga_optimizer *optimizer,
                                 const ga_accumulator_options *options);
@@ -1260,9 +1276,12 @@ typedef struct ga_report {
                                      /* backward, or of the micro-batch that was begun and committed      */
     double step_seconds;
     int64_t retries;               /* how often the window was computed again, by a ga_retry_fn           */
+    double underflow;              /* with count_underflow: of the gradients that backward rounds to the half */
+                                   /* format of ga_set_compute_dtype, the share of numbers other than 0     */
+                                   /* that become 0; a higher loss scale makes it smaller                   */
 } ga_report;
 #define GA_REPORT_INIT { sizeof(ga_report), 0, 0.0, 0.0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0.0, \
-                         0.0, 0 }
+                         0.0, 0, 0.0 }
 
 /*
  * Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
@@ -1352,6 +1371,15 @@ ga_status ga_data_end(ga_accumulator *accumulator, int32_t tail, ga_report *repo
  * count: the optimizer's number of parameters. Errors: INVALID_ARGUMENT if it is another; STATE before the first step.
  */
 ga_status ga_gradient_norms(const ga_accumulator *accumulator, double *out, int64_t count);
+
+/*
+ * Writes what became of additions to each parameter's sum in bfloat16 in the window of the last step, in the optimizer's
+ * order: additions of numbers other than 0 to elements, and how many of them have changed nothing. Rounding at random
+ * leaves many as they are by design; otherwise their share tells how much of the gradient is lost.
+ * count: the optimizer's number of parameters. Errors: INVALID_ARGUMENT if it is another; STATE before the first step, or
+ * for sums in float32.
+ */
+ga_status ga_stagnation(const ga_accumulator *accumulator, int64_t *additions, int64_t *unchanged, int64_t count);
 
 /* Drops what was accumulated, an open micro-batch included; parameters, optimizer state and counters stay. */
 ga_status ga_zero(ga_accumulator *accumulator);

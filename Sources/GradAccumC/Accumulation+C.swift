@@ -17,7 +17,7 @@ public func ga_accumulator_create(
                 normalization: GA_NORMALIZATION_WEIGHT, on_non_finite: GA_ON_NON_FINITE_SKIP,
                 accumulate_into: GA_ACCUMULATE_INTO_GRADIENTS,
                 max_consecutive_skips: 0, max_loss_z_score: 0, max_norm_z_score: 0,
-                outlier_warmup: Int64(defaults.outlierWarmup)),
+                outlier_warmup: Int64(defaults.outlierWarmup), sum_format: GA_SUM_FLOAT32, count_underflow: 0),
             firstVersion: 24)
         let accumulator = try Accumulator(
             try optimizer(optimizerHandle),
@@ -32,7 +32,9 @@ public func ga_accumulator_create(
                 maxConsecutiveSkips: chosen.max_consecutive_skips == 0 ? nil : Int(chosen.max_consecutive_skips),
                 maxLossZScore: unlessZero(chosen.max_loss_z_score), maxNormZScore: unlessZero(chosen.max_norm_z_score),
                 outlierWarmup: Int(chosen.outlier_warmup),
-                accumulateInto: try constant(chosen.accumulate_into, "accumulate_into")))
+                accumulateInto: try constant(chosen.accumulate_into, "accumulate_into"),
+                sumFormat: try constant(chosen.sum_format, "sum_format"),
+                countsUnderflow: try flag(chosen.count_underflow, "count_underflow")))
         out.pointee = try HandleTable.shared.insert(accumulator, .accumulator)
     }
 }
@@ -240,12 +242,33 @@ public func ga_gradient_norms(_ handle: OpaquePointer!, _ out: UnsafeMutablePoin
         let accumulator = try accumulator(handle)
         let out = try required(out, "out")
         let norms = try accumulator.gradientNorms()
-        guard count == norms.count else {
-            throw GAError(
-                .invalidArgument,
-                "count is \(count), but the optimizer has \(norms.count) parameters: make room for those")
-        }
+        try requireRoom(count, norms.count)
         out.update(from: norms, count: norms.count)
+    }
+}
+
+@_cdecl("ga_stagnation") @implementation
+public func ga_stagnation(
+    _ handle: OpaquePointer!, _ additions: UnsafeMutablePointer<Int64>!, _ unchanged: UnsafeMutablePointer<Int64>!,
+    _ count: Int64
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let accumulator = try accumulator(handle)
+        let additions = try required(additions, "additions")
+        let unchanged = try required(unchanged, "unchanged")
+        let found = try accumulator.stagnation()
+        try requireRoom(count, found.count)
+        for (index, stagnation) in found.enumerated() {
+            additions[index] = Int64(stagnation.additions)
+            unchanged[index] = Int64(stagnation.unchanged)
+        }
+    }
+}
+
+private func requireRoom(_ count: Int64, _ parameters: Int) throws(GAError) {
+    guard count == parameters else {
+        throw GAError(
+            .invalidArgument, "count is \(count), but the optimizer has \(parameters) parameters: make room for those")
     }
 }
 
@@ -293,7 +316,7 @@ extension ga_report {
             non_finite_micro_batch: Int64(report.firstNonFinite?.microBatch ?? -1),
             accumulator_bytes: Int64(report.cost.accumulatorBytes), tensor_bytes: Int64(report.cost.tensorBytes),
             forward_backward_seconds: report.cost.forwardBackwardSeconds, step_seconds: report.cost.stepSeconds,
-            retries: Int64(report.retries))
+            retries: Int64(report.retries), underflow: report.underflow)
     }
 }
 

@@ -39,7 +39,7 @@ func widened(_ x: HalfVector) -> Bits {
 }
 
 @inline(always)
-private func truncated(_ x: Bits) -> HalfVector {
+func truncated(_ x: Bits) -> HalfVector {
     var narrow = HalfVector.zero
     for lane in 0..<16 { narrow[lane] = UInt16(truncatingIfNeeded: x[lane]) }
     return narrow

@@ -48,5 +48,8 @@ public func makeKernelTable() -> shims_kernel_table {
         muon_momentum: muonMomentum,
         muon_step: muonStep,
         move_average: moveAverage,
-        exchange: exchange)
+        exchange: exchange,
+        add_to_bf16: addToBF16,
+        from_bf16_sums: fromBF16Sums,
+        count_flushed: countFlushed)
 }

@@ -234,6 +234,15 @@ void options_and_ends() {
     EXPECT_THROWS(ga::StateError, "moments", into_moments.zero());
     EXPECT(into_moments.step().applied() && u.data<float>()[0] < 0);
 
+    const ga::Tensor narrow = ga::Tensor::zeros({2});
+    ga::SGD plain({narrow});
+    ga::Accumulator in_bfloat16(
+        plain, ga::AccumulatorOptions().sum_format(ga::SumFormat::bfloat16).count_underflow(true));
+    EXPECT_THROWS(ga::StateError, "step", in_bfloat16.stagnation());
+    for (const float number : {1.0F, 0.001F}) in_bfloat16.accumulate_gradients({Values{number, number}}, 1, 1);
+    EXPECT(in_bfloat16.step().underflow == 0);
+    EXPECT(in_bfloat16.stagnation().additions[0] == 4 && in_bfloat16.stagnation().unchanged[0] == 2);
+
     // A C program's handle, taken over.
     const ga::Tensor v = ga::Tensor::zeros({1});
     ga_tensor *const parameter = v.handle();

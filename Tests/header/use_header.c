@@ -203,7 +203,7 @@ int main(void) {
     EXPECT(average.warmup == 0 && offsetof(ga_average_options, warmup) == 24);
     EXPECT(average.reserved == 0 && offsetof(ga_average_options, reserved) == 28);
 
-    EXPECT(window.struct_size == sizeof window && sizeof window == 96);
+    EXPECT(window.struct_size == sizeof window && sizeof window == 104);
     EXPECT(window.loss_reduction == GA_REDUCTION_SUM);
     EXPECT(offsetof(ga_accumulator_options, loss_reduction) == 4);
     EXPECT(window.accumulation_steps == 1 && offsetof(ga_accumulator_options, accumulation_steps) == 8);
@@ -221,7 +221,7 @@ int main(void) {
     EXPECT(window.max_norm_z_score == 0.0 && offsetof(ga_accumulator_options, max_norm_z_score) == 80);
     EXPECT(window.outlier_warmup == 32 && offsetof(ga_accumulator_options, outlier_warmup) == 88);
 
-    EXPECT(report.struct_size == sizeof report && sizeof report == 168);
+    EXPECT(report.struct_size == sizeof report && sizeof report == 176);
     EXPECT(report.outcome == GA_STEP_APPLIED && offsetof(ga_report, outcome) == 4);
     EXPECT(offsetof(ga_report, loss) == 8 && offsetof(ga_report, weight) == 16);
     EXPECT(offsetof(ga_report, micro_batches) == 24 && offsetof(ga_report, gradient_norm) == 32);

@@ -828,6 +828,27 @@ for count in (-1, 0, 1, 3, I64_MAX):
     case(f"ga_gradient_norms: count {count}", INVALID_ARGUMENT, "count")(
         changed("ga_gradient_norms", 2, count)
     )
+case("ga_stagnation: sums in float32", STATE, "sum_format", "float32")(
+    changed("ga_stagnation", 0, lambda w: w.stepped())
+)
+for count in (-1, 0, 1, 3, I64_MAX):
+    case(f"ga_stagnation: count {count}", INVALID_ARGUMENT, "count")(changed("ga_stagnation", 3, count))
+for value in (-1, 4, I32_MAX):
+    case(f"ga_accumulator_create: sum_format {value}", INVALID_ARGUMENT, "sum_format")(
+        changed("ga_accumulator_create", 2, lambda w, v=value: _ffi.AccumulatorOptions(sum_format=v))
+    )
+for field, value in (("max_grad_value", 1.0), ("agc_clipping", 0.01)):
+    case(f"ga_accumulator_create: {field} with sums in bfloat16", INVALID_ARGUMENT, field, "sum_format")(
+        changed(
+            "ga_accumulator_create",
+            2,
+            lambda w, f=field, v=value: _ffi.AccumulatorOptions(sum_format=_ffi.SUM_BFLOAT16, **{f: v}),
+        )
+    )
+for value in (-1, 2):
+    case(f"ga_accumulator_create: count_underflow {value}", INVALID_ARGUMENT, "count_underflow")(
+        changed("ga_accumulator_create", 2, lambda w, v=value: _ffi.AccumulatorOptions(count_underflow=v))
+    )
 case("ga_step: empty window", STATE, "window")(lambda w: ("ga_step", w.accumulator, _ffi.Report()))
 for index in (-1, 2, I64_MIN, I64_MAX):
     case(f"ga_accumulated_gradient: index {index}", INDEX, "index")(

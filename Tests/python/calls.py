@@ -99,6 +99,7 @@ class World:
         self.scaler = made(raw.ga_loss_scaler_create, None)
         self.free_leaves = (leaf(np.ones((2, 2))), leaf(np.ones(2)))  # of no optimizer
         self.free_optimizer = optimizer([leaf(np.ones(2))])  # of no accumulator
+        self.free_optimizer_of_two = optimizer([leaf(np.ones((3, 4))), leaf(np.ones(3))])
         self.average = made(raw.ga_average_create, self.optimizer, None)
         self.gain, self.shift = tensor(np.ones(4)), tensor(np.zeros(4))
         self.buffer = (ctypes.c_float * 8)(*range(8))
@@ -125,6 +126,13 @@ class World:
     def stepped(self) -> int:
         ok(raw.ga_step(self.filled_window(), None))
         return self.accumulator
+
+    def stepped_in_bf16(self) -> int:
+        options = _ffi.AccumulatorOptions(sum_format=_ffi.SUM_BFLOAT16)
+        own = made(raw.ga_accumulator_create, self.free_optimizer_of_two, options)
+        ok(raw.ga_accumulate_gradients(own, self.gradient_pointers(), 2, F32, 0.0, 1.0))
+        ok(raw.ga_step(own, None))
+        return own
 
     def emptied(self) -> int:
         ok(raw.ga_zero(self.accumulator))
@@ -392,6 +400,7 @@ VALID: dict[str, Arguments] = {
     "ga_data_begin": lambda w: [w.emptied()],
     "ga_data_end": lambda w: [w.filled_window(), _ffi.TAIL_STEP, _ffi.Report()],
     "ga_gradient_norms": lambda w: [w.stepped(), patterned(c_double * 2), 2],
+    "ga_stagnation": lambda w: [w.stepped_in_bf16(), patterned(c_int64 * 2), patterned(c_int64 * 2), 2],
     "ga_zero": lambda w: [w.accumulator],
     "ga_accumulated_gradient": lambda w: [out(), w.filled_window(), 0],
 }

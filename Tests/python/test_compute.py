@@ -376,9 +376,9 @@ SMALL_GPT = (
 ).split()
 
 
-def validation_losses(text: Path, seed: int, compute: str) -> list[float]:
+def validation_losses(text: Path, seed: int, compute: str, sums: str = "f32") -> list[float]:
     """After every 20 updates."""
-    command = [*C_GPT, "--text", str(text), *SMALL_GPT, "--seed", str(seed), "--compute", compute]
+    command = [*C_GPT, "--text", str(text), *SMALL_GPT, "--seed", str(seed), "--compute", compute, "--sums", sums]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     losses = [float(loss) for loss in re.findall(r"^update .* validation ([0-9.]+) ", done.stdout, re.MULTILINE)]
@@ -388,7 +388,7 @@ def validation_losses(text: Path, seed: int, compute: str) -> list[float]:
 
 def test_half_precision_learns_as_float32_does(tmp_path):
     """On the King James Bible, all along the way: from float32 with the same seed it is never further than float32
-    with different seeds is from itself. float16 has a loss scale, which starts too high."""
+    with different seeds is from itself. float16 has a loss scale, which starts too high. The same of sums in bfloat16."""
     text = tmp_path / "text.txt"
     subprocess.run([str(ROOT / "examples" / "text.sh"), str(text)], check=True)
     wide = np.array([validation_losses(text, seed, "f32") for seed in (1, 2, 3, 4)])
@@ -398,3 +398,6 @@ def test_half_precision_learns_as_float32_does(tmp_path):
         narrow = np.array([validation_losses(text, seed, half.fixtures) for seed in (1, 2)])
         assert (np.abs(narrow - wide[:2]) <= noise).all(), half
         assert (narrow != wide[:2]).any()
+    for sums in ("bf16-stochastic", "bf16-kahan"):
+        rounded = np.array(validation_losses(text, 1, "f32", sums))
+        assert (np.abs(rounded - wide[0]) <= noise).all(), sums

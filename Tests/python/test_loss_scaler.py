@@ -166,36 +166,60 @@ def test_every_path_of_one_optimizer(options, policy):
 
 
 @configurations
-def test_every_path_of_two_optimizers(options):
-    """Windows that begin and end in any order, clean, with an overflow, or without weight."""
+@pytest.mark.parametrize("policy", ["skip", "drop", "retry"])
+def test_every_path_of_two_optimizers(options, policy):
+    """Windows that begin and end in any order, clean, with an overflow, which lower scales may cure, or without weight."""
     scaler = ga.LossScaler(**ScalerModel(**options).options())
-    windows = [Window(scaler), Window(scaler)]
+    held: list[tuple[str, float]] = []
+
+    def retry(report: ga.Report) -> bool:
+        for gradient, weight in held:
+            windows[stepping].add(gradient, weight)
+        return True
+
+    handler = {"retry_handler": retry} if policy == "retry" else {}
+    windows = [Window(scaler, isolated=policy == "drop", **handler) for _ in range(2)]
+    stepping = 0
+    bad_gradient = "above 4" if policy == "retry" else "always"
 
     def events(model: ScalerModel) -> list[tuple[int, str]]:
         ends = [(i, end) for i in (0, 1) for end in ("clean", "overflow", "weightless")]
         return ends + [(i, "begin") for i in (0, 1) if i not in model.begun]
 
     def act(model: ScalerModel, event: tuple[int, str]) -> None:
+        nonlocal stepping
         i, what = event
         bring_to(model, scaler, windows)
         is_begun = i in model.begun
+        held[:] = [("never", 1.0)] if is_begun else []
         if not is_begun:
             model.begin(i)
-            if what != "overflow":
-                windows[i].add(weight=0.0 if what == "weightless" else 1.0)
+        if what == "overflow":
+            held.append((bad_gradient, 1.0))
+        elif not is_begun:
+            held.append(("never", 0.0 if what == "weightless" else 1.0))
+        for gradient, weight in held[is_begun:]:
+            windows[i].add(gradient, weight)
         if what == "begin":
             assert windows[i].accumulator.window().loss_scale == model.begun[i]
-        else:
-            if what == "overflow":
-                windows[i].add("always")
-            scale = model.begun[i]
-            applied = what == "clean" or (what == "weightless" and is_begun)
-            model.end(i, overflow=what == "overflow", applied=applied)
-            report = windows[i].step()
-            outcome = {"overflow": _ffi.STEP_SKIPPED_OVERFLOW, "clean": _ffi.STEP_APPLIED}
-            wanted = _ffi.STEP_APPLIED if applied else outcome.get(what, _ffi.STEP_SKIPPED_ZERO_WEIGHT)
-            assert (report.outcome, report.loss_scale) == (wanted, scale)
+            return
+
+        def overflows() -> bool:
+            return what == "overflow" and (policy != "retry" or model.begun[i] > 4)
+
+        retries = 0
+        while policy == "retry" and overflows() and model.retry(i):
+            retries += 1
+        is_bad, scale = overflows(), model.begun[i]
+        applied = is_begun or what == "clean" if policy == "drop" else not is_bad and (is_begun or what != "weightless")
+        model.end(i, overflow=is_bad, applied=applied)
+        stepping = i
+        report = windows[i].step()
+        wanted = _ffi.STEP_SKIPPED_OVERFLOW if is_bad else _ffi.STEP_SKIPPED_ZERO_WEIGHT
+        assert report.outcome == (_ffi.STEP_APPLIED if applied else wanted)
+        assert (report.loss_scale, report.retries) == (scale, retries)
         assert state(scaler) == model.state()
+        raw.ga_tensor_fill(windows[i].parameter.handle, 0.0)
 
     assert explore(ScalerModel(**options, accumulators=2), act, events) > 6**DEPTH
 

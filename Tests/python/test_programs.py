@@ -122,6 +122,16 @@ def test_one_hash_for_every_split_in_half_precision_too(reference, half, program
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
+def test_one_hash_for_every_split_of_sums_in_bf16_too(reference, program):
+    found = {
+        same(train(PROGRAMS[program], "--sums", "bf16-stochastic", "--micro-batch", size, "--threads", threads))
+        for size, threads in (("7", "1"), ("3", "3"), ("1", "2"))
+    }
+    assert len(found) == 1 and same(reference) not in found
+    assert found == {same(train(C_GPT, "--sums", "bf16-stochastic"))}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_checkpointing_changes_no_bit_in_half_precision(half, program):
     compute, expected = half
     found = train(PROGRAMS[program], "--compute", compute, "--checkpointing", "--micro-batch", "3")
@@ -146,6 +156,8 @@ def test_checkpointing_changes_no_bit(reference, program):
         ["--compute", "bf16", "--context", "16"],
         ["--compute=bf16", "--context", "1", "--batch", "1"],
         ["--compute=f16", "--context", "16", "--clip", "0"],
+        ["--sums=bf16-kahan", "--micro-batch", "3"],
+        ["--sums", "bf16", "--compute", "f16"],
     ],
 )
 def test_c_and_python_agree_for_other_options(reference, options):
@@ -231,6 +243,7 @@ class TestBadText:
         (["--sample"], "--sample"),
         (["--compute", "half"], "--compute"),
         (["--compute", ""], "--compute"),
+        (["--sums", "f16"], "--sums"),
         (["--colour", "red"], "--colour"),
     ],
 )
@@ -271,6 +284,7 @@ def test_help_lists_every_option(program):
         "sample",
         "checkpointing",
         "compute",
+        "sums",
     ):
         assert f"--{option} " in done.stdout
 

@@ -50,14 +50,29 @@ class GPT:
         return ga.linear_cross_entropy(x, wte, ga.tensor(targets))
 
 
+OPTIMIZERS = {"adamw": ga.AdamW, "adamw8bit": ga.AdamW8bit}
+# What accumulating into moments excludes is not clipped and not divided.
+WINDOWS = {"gradients": {"max_grad_norm": MAX_GRAD_NORM}, "moments": {"normalization": "sum"}}
+
+
 class Training:
     """The model with its window."""
 
-    def __init__(self, config: GPTConfig, *, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        *,
+        checkpointing: bool = False,
+        optimizer: str = "adamw",
+        accumulate_into: str = "gradients",
+        sum_format: str = "float32",
+    ) -> None:
         self.gpt = GPT(config, checkpointing=checkpointing)
         parameters = self.gpt.parameters.values()
-        optimizer = ga.AdamW(parameters, lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
-        self.accumulator = ga.Accumulator(optimizer, max_grad_norm=MAX_GRAD_NORM)
+        rule = OPTIMIZERS[optimizer](parameters, lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY)
+        self.accumulator = ga.Accumulator(
+            rule, accumulate_into=accumulate_into, sum_format=sum_format, **WINDOWS[accumulate_into]
+        )
 
     def update(self, micro_batches: list[tuple[np.ndarray, np.ndarray]]) -> ga.Report:
         for tokens, targets in micro_batches:
@@ -69,7 +84,8 @@ def main() -> None:
     wanted = settings()
     config = GPTConfig(**wanted["config"])
     ga.set_compute_dtype(COMPUTE_DTYPES[wanted["dtype"]])
-    update = Training(config, checkpointing=wanted.get("checkpointing", False)).update
+    names = ("checkpointing", "optimizer", "accumulate_into", "sum_format")
+    update = Training(config, **{name: wanted[name] for name in names if name in wanted}).update
     batches = config.batches()
     warm_up = next(batches)
     reports = [update(warm_up[: wanted["warm_up"]])]

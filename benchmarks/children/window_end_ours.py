@@ -1,4 +1,5 @@
-"""Ends windows of GPT-2's 124 M parameters with gradaccum and prints the seconds of each ga_step."""
+"""Ends windows of GPT-2's 124 M parameters with gradaccum and prints the seconds of each ga_step, also of windows under a
+loss scale in turn with them where that is asked for."""
 
 from __future__ import annotations
 
@@ -18,13 +19,20 @@ def main() -> None:
     rng = np.random.default_rng(3)
     gradients = [rng.standard_normal(shape, np.float32) for _, shape in config.shapes()]
 
-    def window() -> tuple[float, ga.Report]:
+    scaler = ga.LossScaler(2.0**16, dynamic=False)
+
+    def window(*, scaled: bool = False) -> tuple[float, ga.Report]:
+        accumulator.set_loss_scaler(scaler if scaled else None)
         accumulator.accumulate_gradients(gradients, loss=1.0, weight=1.0)
         return timed(accumulator.step)
 
     norms = [window()[1].gradient_norm for _ in range(2)]
-    seconds = [window()[0] for _ in range(wanted["windows"])]
-    answer({"seconds": seconds, "parameters": config.parameter_count(), "gradient_norms": norms})
+    seconds, scaled = [], []
+    for _ in range(wanted["windows"]):
+        seconds.append(window()[0])
+        if wanted.get("scaled"):
+            scaled.append(window(scaled=True)[0])
+    answer({"seconds": seconds, "scaled": scaled, "parameters": config.parameter_count(), "gradient_norms": norms})
 
 
 if __name__ == "__main__":

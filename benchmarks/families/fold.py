@@ -88,5 +88,6 @@ WHAT = "gradients of a PyTorch model of 124 M parameters"
 ROWS = [
     Row("fold-f32", WHAT, at_least(1.0), lambda lab: fold(lab, "f32")),
     Row("fold-bf16", WHAT, at_least(4.0), lambda lab: fold(lab, "bf16")),
+    Row("fold-f16", WHAT, at_least(4.0), lambda lab: fold(lab, "f16")),
     Row("fold-window-end", "end of the window of a PyTorch model of 124 M parameters", at_least(1.6), end),
 ]

@@ -38,6 +38,7 @@ struct options {
     long long sample;
     int checkpointing;
     int32_t compute_dtype;
+    int32_t sum_format;
 };
 
 static const struct options DEFAULT_OPTIONS = {
@@ -54,6 +55,7 @@ static const struct options DEFAULT_OPTIONS = {
     .eval_every = 200,
     .sample = 600,
     .compute_dtype = GA_FLOAT32,
+    .sum_format = GA_SUM_FLOAT32,
 };
 
 static const char HELP[] =
@@ -82,6 +84,8 @@ static const char HELP[] =
     "                         it changes memory and speed, and no bit of the result\n"
     "  --compute f32|bf16|f16 what matrix products multiply in (f32); sums, weights and optimizer stay f32,\n"
     "                         and with f16 a dynamic loss scale keeps gradients in its range\n"
+    "  --sums f32|bf16-stochastic|bf16-kahan|bf16\n"
+    "                         what sums of gradients are kept in (f32), and how they are rounded\n"
     "  --help                 this page\n";
 
 static void print_help(void)
@@ -100,7 +104,8 @@ struct option {
         OPTION_INTEGER,
         OPTION_POSITIVE_NUMBER,
         OPTION_NUMBER,
-        OPTION_COMPUTE_DTYPE
+        OPTION_COMPUTE_DTYPE,
+        OPTION_SUM_FORMAT
     } kind;
     void *target;
     long long lowest; /* of an integer */
@@ -146,6 +151,19 @@ static int32_t parse_compute_dtype(const struct option *option, const char *valu
     return GA_FLOAT16;
 }
 
+static int32_t parse_sum_format(const struct option *option, const char *value)
+{
+    static const char *const names[] = {"f32", "bf16-stochastic", "bf16-kahan", "bf16"};
+    static const int32_t formats[] = {GA_SUM_FLOAT32, GA_SUM_BFLOAT16_STOCHASTIC, GA_SUM_BFLOAT16_KAHAN, GA_SUM_BFLOAT16};
+    size_t i = 0;
+
+    while (i < sizeof formats / sizeof *formats && strcmp(value, names[i]) != 0)
+        i++;
+    if (i == sizeof formats / sizeof *formats)
+        fail(EXIT_USAGE, "%s must be f32, bf16-stochastic, bf16-kahan or bf16, but it is '%s'.", option->name, value);
+    return formats[i];
+}
+
 static void set_option(const struct option *option, const char *value)
 {
     switch (option->kind) {
@@ -164,6 +182,9 @@ static void set_option(const struct option *option, const char *value)
         break;
     case OPTION_COMPUTE_DTYPE:
         *(int32_t *)option->target = parse_compute_dtype(option, value);
+        break;
+    case OPTION_SUM_FORMAT:
+        *(int32_t *)option->target = parse_sum_format(option, value);
         break;
     }
 }
@@ -201,6 +222,7 @@ static struct options parse_options(int argc, char **argv)
         {"--sample", OPTION_INTEGER, &o.sample, 0, LARGEST_SIZE},
         {"--checkpointing", OPTION_FLAG, &o.checkpointing, 0, 0},
         {"--compute", OPTION_COMPUTE_DTYPE, &o.compute_dtype, 0, 0},
+        {"--sums", OPTION_SUM_FORMAT, &o.sum_format, 0, 0},
     };
     const size_t table_length = sizeof table / sizeof table[0];
     int i;

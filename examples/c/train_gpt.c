@@ -198,6 +198,7 @@ static ga_report train(const struct gpt *gpt, const struct options *options, con
     adamw.weight_decay = WEIGHT_DECAY;
     window.max_grad_norm = options->clip;
     window.max_consecutive_skips = 1;
+    window.sum_format = options->sum_format;
     check(ga_adamw_create(&optimizer, gpt->parameters, gpt->parameter_count, &adamw));
     check(ga_accumulator_create(&accumulator, optimizer, &window));
     if (options->compute_dtype == GA_FLOAT16)

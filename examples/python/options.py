@@ -13,6 +13,13 @@ MOST_LAYERS = 1000
 MOST_THREADS = 1024
 COMPUTE_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
+SUM_FORMATS = {
+    "f32": "float32",
+    "bf16-stochastic": "bfloat16_stochastic",
+    "bf16-kahan": "bfloat16_kahan",
+    "bf16": "bfloat16",
+}
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
@@ -48,10 +55,11 @@ def number(option, zero_is_allowed=False):
     return parse
 
 
-def compute_dtype(option):
+def choice(option, choices):
     def parse(text):
-        if text not in COMPUTE_DTYPES:
-            raise Failure(f"{option} must be f32, bf16 or f16, but it is '{text}'.", EXIT_USAGE)
+        if text not in choices:
+            *first, last = choices
+            raise Failure(f"{option} must be {', '.join(first)} or {last}, but it is '{text}'.", EXIT_USAGE)
         return text
 
     return parse
@@ -103,10 +111,17 @@ def parse_options():
     add(
         "--compute",
         "f32|bf16|f16",
-        compute_dtype("--compute"),
+        choice("--compute", COMPUTE_DTYPES),
         "f32",
         "what matrix products multiply in; sums, weights and optimizer stay f32, and with f16 a dynamic loss "
         "scale keeps gradients in its range",
+    )
+    add(
+        "--sums",
+        "|".join(SUM_FORMATS),
+        choice("--sums", SUM_FORMATS),
+        "f32",
+        "what sums of gradients are kept in, and how they are rounded",
     )
     options = parser.parse_args()
 

@@ -25,7 +25,7 @@ try:
 
     import gradaccum as ga
     from gpt import GPT, VOCABULARY
-    from options import COMPUTE_DTYPES, parse_options
+    from options import COMPUTE_DTYPES, SUM_FORMATS, parse_options
     from text import Random, read_text
 except ImportError as error:
     sys.exit(f"{PROGRAM}: {error}")
@@ -94,7 +94,11 @@ def train(gpt, options, train_text, validation_text, progress):
     # in a row is an error where it cannot go lower.
     scaler = ga.LossScaler() if options.compute == "f16" else None
     accumulator = ga.Accumulator(
-        optimizer, max_grad_norm=options.clip, max_consecutive_skips=1, loss_scaler=scaler
+        optimizer,
+        max_grad_norm=options.clip,
+        max_consecutive_skips=1,
+        loss_scaler=scaler,
+        sum_format=SUM_FORMATS[options.sums],
     )
     windows = Windows(options.micro_batch, options.context)
     random = Random(options.seed, Random.BATCHES)

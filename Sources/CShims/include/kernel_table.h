@@ -43,6 +43,18 @@ typedef struct shims_moments {
     int32_t is_first;       /* whether the moments move on first: once per update */
 } shims_moments;
 
+/* How sums in bfloat16 are rounded: to the nearest with ties to even, up or down at random with no error on average, or to
+ * the nearest with what that has added too much kept beside the sum and taken from the next addition (Kahan). */
+typedef enum shims_rounding { SHIMS_NEAREST, SHIMS_STOCHASTIC, SHIMS_COMPENSATED } shims_rounding;
+
+typedef struct shims_bf16_addition {
+    shims_rounding rounding;
+    int32_t accumulate; /* 0: the sums are 0 before, whatever they hold */
+    /* The random bits of element i are those of (key, ordinal, the lower half of first + i). */
+    uint32_t key, ordinal;
+    int64_t first;
+} shims_bf16_addition;
+
 /* Element (i, j) is at address[i * row + j * column], and one of the two steps is 1. */
 typedef struct shims_matrix {
     const void *_Nonnull address;
@@ -260,6 +272,17 @@ typedef struct shims_kernel_table {
     /* average goes the share of the way to x, of which keep is the rest; exactly to x where it is there, or share is 1. */
     void (*_Nonnull move_average)(float *_Nonnull average, const float *_Nonnull x, float share, float keep, int64_t n);
     void (*_Nonnull exchange)(float *_Nonnull a, float *_Nonnull b, int64_t n);
+
+    /* --- sums in bfloat16: n elements; counts are added to --------------------------------------------------------- */
+    /* sum[i] += x[i]; compensation is what to take from the sums, or null but for SHIMS_COMPENSATED. counts gets how many x
+     * were not 0, and how many of these have changed neither. */
+    void (*_Nonnull add_to_bf16)(uint16_t *_Nonnull sum, uint16_t *_Nullable compensation, const float *_Nonnull x,
+                                 const shims_bf16_addition *_Nonnull addition, int64_t n, int64_t *_Nonnull counts);
+    /* out[i] = sum[i] - compensation[i] */
+    void (*_Nonnull from_bf16_sums)(float *_Nonnull out, const uint16_t *_Nonnull sum,
+                                    const uint16_t *_Nullable compensation, int64_t n);
+    /* counts gets how many x are not 0, and how many of these are 0 in the format, of two bytes. */
+    void (*_Nonnull count_flushed)(const float *_Nonnull x, shims_format format, int64_t n, int64_t *_Nonnull counts);
 } shims_kernel_table;
 
 #endif

@@ -55,14 +55,18 @@ extension Accumulator {
         try add(loss: loss, weight: weight, since: nil, "accumulate_gradients") { () throws(GAError) in
             let destination = destination
             for (index, gradient) in gradients.enumerated() where gradient != nil {
-                try destination[index].prepareDense(optimizer.parameters[index])
+                try destination[index].prepareDense(optimizer.parameters[index], update: optimizer.updateCount)
             }
         } run: { (_, scale) throws(GAError) in
             let factor = scale * Float(lossScale / gradientScale)
-            let (destination, pastCaches, pieces) = (
-                destination, sumsExceedCaches,
-                Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
-            )
+            let (destination, pastCaches) = (destination, sumsExceedCaches)
+            guard options.isIsolated || options.sumFormat == .float32 else {
+                for case (let sum, let gradient?) in zip(destination, gradients) {
+                    try sum.rounded[0].add(gradient, dtype, scale: factor)
+                }
+                return
+            }
+            let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
             try Runtime.parallel(tiles: pieces.count) { tile in
                 let (index, start, count) = pieces[tile]
                 destination[index].dense[0].add(
@@ -98,8 +102,9 @@ extension Accumulator {
             throw GAError(.invalidArgument, "\(operation): scale is \(scale): it must be finite in float32")
         }
         let parameter = optimizer.parameters[index]
-        try destination[index].prepareDense(parameter)
+        try destination[index].prepareDense(parameter, update: optimizer.updateCount)
         window.microBatch?.hasGradients = true
+        if let sum = destination[index].rounded.first { return try sum.add(gradient, dtype, scale: factor) }
         let buffer = destination[index].dense[0]
         let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount]))
         try Runtime.parallel(tiles: pieces.count) { tile in

@@ -38,6 +38,10 @@ public final class Accumulator {
     let sumsExceedCaches: Bool
     /// Per parameter, that of the mean gradient in the window of the last step, before clipping.
     var norms: [Double]?
+    /// The same of additions in bfloat16.
+    var stagnations: [Stagnation]?
+    /// Of the window.
+    let underflow: Underflow?
     var stepsSetting: StepsSetting
     /// Windows skipped in a row, and micro-batches dropped in a row, as not finite or an outlier.
     var consecutiveSkips = 0
@@ -65,9 +69,10 @@ public final class Accumulator {
         }
         self.optimizer = optimizer
         self.options = options
-        sums = optimizer.parameters.map { _ in LeafGradient() }
+        sums = optimizer.parameters.map { [options] _ in LeafGradient(options.sumFormat) }
         scratch = options.isIsolated ? optimizer.parameters.map { _ in LeafGradient() } : []
         sumsExceedCaches = optimizer.parameters.reduce(0) { $0 + $1.elementCount } > 16 << 20
+        underflow = options.countsUnderflow ? Underflow() : nil
         stepsSetting = .constant(options.accumulationSteps)
         optimizer.accumulator = self
     }
@@ -89,6 +94,7 @@ public final class Accumulator {
             sum.empty()
         }
         for gradient in scratch { gradient.empty() }
+        underflow?.empty()
         window = Window()
     }
 
@@ -121,6 +127,7 @@ public final class Accumulator {
         report.consecutiveSkips = consecutiveSkips
         report.firstNonFinite = window.firstNonFinite
         report.lossScale = lossScale
+        report.underflow = underflow?.share ?? 0
         report.retries = window.retries
         if let folded = window.folded { report.gradientNorm = norm(of: folded) }
         report.cost.accumulatorBytes = (sums + scratch).reduce(0) { $0 + $1.byteCount }
@@ -181,7 +188,7 @@ extension Accumulator: GradientSink {
             moments!.uses[leaf.indexInOwner] = uses
             return
         }
-        try destination[leaf.indexInOwner].prepare(leaf, uses)
+        try destination[leaf.indexInOwner].prepare(leaf, uses, update: optimizer.updateCount)
     }
 
     func place(of leaf: Tensor, use: Int) throws(GAError) -> GradientPlace {

@@ -63,13 +63,18 @@ extension Accumulator {
         public var outlierWarmup: Int
         /// Moments need ``Normalization/sum``, allow no clipping and no limit on outliers, and make it isolated.
         public var accumulateInto: Destination
+        /// What sums of gradients are kept in. Sums in bfloat16 allow clipping by norm alone, and are no moments.
+        public var sumFormat: SumFormat
+        /// Whether ``WindowReport/underflow`` is found out, at the price of one more look at gradients that are rounded.
+        public var countsUnderflow: Bool
 
         public init(
             lossReduction: Reduction = .sum, accumulationSteps: Int = 1, maxGradNorm: Double? = nil,
             maxGradValue: Double? = nil, agcClipping: Double? = nil, agcEps: Double = 1e-3, isIsolated: Bool = false,
             normalization: Normalization = .weight, onNonFinite: NonFinitePolicy = .skip,
             maxConsecutiveSkips: Int? = nil, maxLossZScore: Double? = nil, maxNormZScore: Double? = nil,
-            outlierWarmup: Int = 32, accumulateInto: Destination = .gradients
+            outlierWarmup: Int = 32, accumulateInto: Destination = .gradients,
+            sumFormat: SumFormat = .float32, countsUnderflow: Bool = false
         ) {
             self.lossReduction = lossReduction
             self.accumulationSteps = accumulationSteps
@@ -85,6 +90,8 @@ extension Accumulator {
             self.maxNormZScore = maxNormZScore
             self.outlierWarmup = outlierWarmup
             self.accumulateInto = accumulateInto
+            self.sumFormat = sumFormat
+            self.countsUnderflow = countsUnderflow
         }
 
         /// Errors: `invalidArgument` for an option outside of its range; those of clipping are checked there.
@@ -104,6 +111,17 @@ extension Accumulator {
                 throw GAError(
                     .invalidArgument,
                     "accumulator: outlier_warmup is \(outlierWarmup): it must be at least 2, for a variance")
+            }
+            guard sumFormat != .float32 else { return }
+            let excluded: [(StaticString, Bool)] = [
+                ("accumulate_into", accumulateInto == .moments), ("max_grad_value", maxGradValue != nil),
+                ("agc_clipping", agcClipping != nil),
+            ]
+            for (option, isSet) in excluded where isSet {
+                throw GAError(
+                    .invalidArgument,
+                    "accumulator: \(option) is set, which needs sums in float32, and sum_format is bfloat16: leave it 0, or "
+                        + "keep the sums in float32")
             }
         }
     }

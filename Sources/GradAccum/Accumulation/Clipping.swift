@@ -50,6 +50,8 @@ enum Clipping: Equatable {
     struct Result {
         /// What the sums are multiplied with on their way into the update.
         let scale: Float
+        /// What sums that were not there to be changed are multiplied with before: a power of two.
+        var rest: Float = 1
         /// The norm after clipping over the norm before: 1 if nothing was clipped.
         let factor: Double
     }
@@ -68,7 +70,8 @@ enum Clipping: Equatable {
         guard Float(norm * factor).isFinite else { return nil }
         switch self {
         case .none, .norm:
-            return Result(scale: try inRange(factor / weight, sums), factor: factor)
+            let (scale, rest) = try inRange(factor / weight, sums)
+            return Result(scale: scale, rest: rest, factor: factor)
         case .value(let limit):
             return Result(scale: 1, factor: try clipValues(sums, scale: Float(1 / weight), to: Float(limit)))
         case .adaptive(let clipping, let eps):
@@ -77,10 +80,11 @@ enum Clipping: Equatable {
         }
     }
 
-    /// The scale as float32 can hold it: of sums so large that it cannot, a part is applied to them in place.
-    private func inRange(_ scale: Double, _ sums: [Tensor?]) throws(GAError) -> Float {
+    /// The scale as float32 can hold it: of sums so large that it cannot, a part is applied to them in place, or returned for
+    /// others.
+    private func inRange(_ scale: Double, _ sums: [Tensor?]) throws(GAError) -> (Float, rest: Float) {
         let missing = Int(Float.leastNormalMagnitude.exponent) - Int(scale.exponent)
-        guard missing > 0 && scale > 0 else { return Float(scale) }
+        guard missing > 0 && scale > 0 else { return (Float(scale), 1) }
         let part = Float(sign: .plus, exponent: -min(missing, 100), significand: 1)
         let pieces = Pieces(sums.map { $0?.elementCount ?? 0 })
         try Runtime.parallel(tiles: pieces.count) { piece in
@@ -88,7 +92,7 @@ enum Clipping: Equatable {
             let sum = sums[index]!.floats + start
             Runtime.kernels.add_scaled(sum, sum, SHIMS_F32, part, Int64(count), 0)
         }
-        return Float(scale / Double(part))
+        return (Float(scale / Double(part)), part)
     }
 
     private func clipValues(_ sums: [Tensor?], scale: Float, to limit: Float) throws(GAError) -> Double {

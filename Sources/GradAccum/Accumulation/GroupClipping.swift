@@ -7,6 +7,8 @@ struct GroupClipping {
     struct Result {
         /// Per parameter, what its sum is multiplied with on its way into the update.
         let scales: [Float]
+        /// Per parameter, what its sum is multiplied with before, where it was not there to be changed.
+        let factors: [Float]
         /// The norm of all after clipping over the norm before: 1 if nothing was clipped.
         let factor: Double
     }
@@ -19,6 +21,7 @@ struct GroupClipping {
             optimizer.groups.group(ofParameter: index)?.maxGradNorm == nil ? nil : optimizer.groups.ofParameter[index]
         }
         var scales = sums.map { _ in Float(1) }
+        var factors = scales
         var isClipped = false
         var (before, after) = (0.0, 0.0)
         for part in [nil] + optimizer.groups.all.indices.map({ Int?($0) }) where limited.contains(part) {
@@ -29,13 +32,13 @@ struct GroupClipping {
             guard let clipped = try own.clip(sums, of: optimizer.parameters, norm: norm, weight: weight) else {
                 return nil
             }
-            for index in members { scales[index] = clipped.scale }
+            for index in members { (scales[index], factors[index]) = (clipped.scale, clipped.rest) }
             if clipped.factor != 1 { isClipped = true }
             before += norm * norm
             after += (norm * clipped.factor) * (norm * clipped.factor)
             // Without groups, the number that the clipping gives, to the last bit.
-            if members.count == sums.count { return Result(scales: scales, factor: clipped.factor) }
+            if members.count == sums.count { return Result(scales: scales, factors: factors, factor: clipped.factor) }
         }
-        return Result(scales: scales, factor: isClipped ? (after / before).squareRoot() : 1)
+        return Result(scales: scales, factors: factors, factor: isClipped ? (after / before).squareRoot() : 1)
     }
 }

@@ -137,7 +137,7 @@ extension Accumulator {
     private func takeIn(_ microBatch: MicroBatch) throws(GAError) -> WindowReport.NonFinite? {
         // What can fail comes first: places that were folded must not be folded again.
         for (index, gradient) in scratch.enumerated() where gradient.total != nil {
-            try sums[index].prepare(optimizer.parameters[index], LeafUses(count: 1))
+            try sums[index].prepare(optimizer.parameters[index], LeafUses(count: 1), update: optimizer.updateCount)
         }
         let (gradients, squares) = try foldPlaces(scratch)
         if let index = squares.firstIndex(where: { !$0.isFinite }) {
@@ -145,6 +145,12 @@ extension Accumulator {
             return WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
         }
         let scale = microBatch.scale
+        guard options.sumFormat == .float32 else {
+            for case (let sum, let gradient?) in zip(sums, gradients) {
+                try sum.rounded[0].add(gradient.floats, .float32, scale: scale)
+            }
+            return nil
+        }
         let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
         try Runtime.parallel(tiles: pieces.count) { [sums, sumsExceedCaches] tile in
             let (index, start, count) = pieces[tile]
@@ -158,7 +164,7 @@ extension Accumulator {
     /// The first of some parameters whose sum is not finite, at the price of reading these sums.
     private func firstNonFinite(where isLookedAt: (Tensor) -> Bool) throws(GAError) -> Int? {
         let pieces = Pieces(
-            zip(optimizer.parameters, sums).map { $1.total == nil || !isLookedAt($0) ? 0 : $0.elementCount })
+            zip(optimizer.parameters, sums).map { !$1.isUsed || !isLookedAt($0) ? 0 : $0.elementCount })
         let squares = try pieces.sums { [sums] index, range in
             SIMD2(sums[index].sumOfSquares(from: range.lowerBound, count: range.count), 0)
         }

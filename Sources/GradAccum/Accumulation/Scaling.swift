@@ -61,11 +61,11 @@ extension Accumulator {
 
     /// Reads the sums of the window, unless that was done before and the same parameters are trained.
     func foldWindow() throws(GAError) -> FoldedSums {
-        let isTrained = zip(sums, optimizer.parameters).map { $1.requiresGrad && $0.total != nil }
-        if let folded = window.folded, folded.totals.map({ $0 != nil }) == isTrained { return folded }
+        let isIncluded = zip(sums, optimizer.parameters).map { $1.requiresGrad && $0.isUsed }
+        if let folded = window.folded, folded.isIncluded == isIncluded { return folded }
         let (totals, squares) = try foldPlaces(sums)
         for (sum, total) in zip(sums, totals) where total != nil { sum.keepTotal() }
-        let folded = FoldedSums(totals: totals, squares: squares)
+        let folded = FoldedSums(isIncluded: isIncluded, totals: totals, squares: squares)
         window.folded = folded
         return folded
     }

@@ -19,12 +19,16 @@ extension Accumulator {
         try requireWeights(operation)
         let learningRate = try optimizer.nextLearningRate(weight: window.weight > 0 ? window.weight : nil)
         let start = Monotonic.now()
+        // What can fail comes before anything is changed.
+        let workspace =
+            options.sumFormat == .float32
+            ? nil : try Tensor(uninitialized: [RoundedGradients.room(for: optimizer)], for: operation)
         isBusy = true
         defer { isBusy = false }
         var report = windowReport()
         report.learningRate = learningRate
         if moments == nil {
-            try endWindowOfSums(&report, operation)
+            try endWindowOfSums(&report, workspace, operation)
         } else {
             try endWindowOfMoments(&report, operation)
         }
@@ -34,7 +38,10 @@ extension Accumulator {
         return report
     }
 
-    private func endWindowOfSums(_ report: inout WindowReport, _ operation: StaticString) throws(GAError) {
+    /// `workspace`: that of ``RoundedGradients``, where sums are in bfloat16.
+    private func endWindowOfSums(
+        _ report: inout WindowReport, _ workspace: Tensor?, _ operation: StaticString
+    ) throws(GAError) {
         defer { drop() }
         var isApplied = false
         var hasOverflow = try isOverflown()
@@ -48,8 +55,9 @@ extension Accumulator {
             hasOverflow = try isOverflown()
         }
         norms = optimizer.parameters.map { _ in 0 }
+        stagnations = sums.map(\.stagnation)
         if window.weight > 0 {
-            report.outcome = try update(&report, operation)
+            report.outcome = try update(&report, workspace, operation)
         } else if window.microBatches == 0 && window.firstNonFinite != nil {
             // All that there was has been dropped.
             _ = try skip(&report, as: hasOverflow ? .skippedOverflow : .skippedNonFinite, operation)
@@ -60,22 +68,28 @@ extension Accumulator {
     }
 
     /// Updates the parameters, unless the window is not fit for it; what else there is to report goes into `report`.
-    private func update(_ report: inout WindowReport, _ operation: StaticString) throws(GAError) -> WindowReport.Outcome
-    {
-        let sums = try foldWindow()
-        norms = sums.squares.map { $0.squareRoot() / divisor }
-        report.gradientNorm = norm(of: sums)
+    private func update(
+        _ report: inout WindowReport, _ workspace: Tensor?, _ operation: StaticString
+    ) throws(GAError) -> WindowReport.Outcome {
+        let folded = try foldWindow()
+        norms = folded.squares.map { $0.squareRoot() / divisor }
+        report.gradientNorm = norm(of: folded)
         guard report.gradientNorm.isFinite else { return try skipNonFinite(&report, operation) }
         if outliers.isAbove(options, &report), try skip(&report, as: .skippedOutlier, operation) {
             return .skippedOutlier
         }
         guard
             let clipped = try GroupClipping(clipping: clipping, optimizer: optimizer)
-                .clip(sums.totals, squares: sums.squares, weight: divisor)
+                .clip(folded.totals, squares: folded.squares, weight: divisor)
         else { return try skipNonFinite(&report, operation) }
         report.clipFactor = clipped.factor
+        let rounded = workspace.map { workspace in
+            RoundedGradients(
+                sums: zip(sums, folded.isIncluded).map { $1 ? $0 : nil }, factors: clipped.factors, workspace: workspace
+            )
+        }
         try optimizer.apply(
-            sums.totals, scales: clipped.scales, learningRate: report.learningRate, weight: report.weight,
+            folded.totals, rounded, scales: clipped.scales, learningRate: report.learningRate, weight: report.weight,
             loss: report.loss)
         outliers.add(report, options)
         consecutiveSkips = 0
@@ -106,14 +120,32 @@ extension Accumulator {
 
     /// Adds the places of each parameter in their order, and takes the squares of the sums in the same pass.
     ///
-    /// Returns the sums, nil for a parameter that is frozen or that nothing was added to, and per parameter the sum of
-    /// their squares.
+    /// Returns the sums, nil for a parameter that is frozen or that nothing was added to, or whose sum is in bfloat16, and per
+    /// parameter the sum of their squares.
     func foldPlaces(_ gradients: [LeafGradient]) throws(GAError) -> ([Tensor?], squares: [Double]) {
-        let totals = zip(gradients, optimizer.parameters).map { $1.requiresGrad ? $0.total?.tensor : nil }
-        let squares = try Pieces(totals.map { $0?.elementCount ?? 0 }).sums { index, range in
+        let included = zip(gradients, optimizer.parameters).map { $1.requiresGrad && $0.isUsed ? $0 : nil }
+        let totals = included.map { $0?.total?.tensor }
+        let pieces = Pieces(zip(included, optimizer.parameters).map { $0 == nil ? 0 : $1.elementCount })
+        let squares = try pieces.sums { index, range in
             SIMD2(gradients[index].fold(from: range.lowerBound, count: range.count), 0)
         }
         return (totals, squares.map(\.x))
+    }
+
+    /// Per parameter, what has become of additions to its sum in bfloat16, in the window of the last step.
+    ///
+    /// Errors: `state` before the first step, or for sums in float32.
+    public func stagnation() throws(GAError) -> [Stagnation] {
+        guard options.sumFormat != .float32 else {
+            throw GAError(
+                .state,
+                "stagnation: sum_format is float32, and additions are counted to sums in bfloat16: create the accumulator "
+                    + "with such a sum_format")
+        }
+        guard let stagnations else {
+            throw GAError(.state, "stagnation: no window has ended yet: take a step first")
+        }
+        return stagnations
     }
 
     /// Per parameter, the 2-norm of its mean gradient in the window of the last step, before clipping.

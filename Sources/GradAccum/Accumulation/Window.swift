@@ -48,7 +48,9 @@ struct Window {
 
 /// What the one reading pass over the sums of a window came to.
 struct FoldedSums {
-    /// Per parameter, nil where nothing was added or nothing is trained.
+    /// Per parameter, whether something was added and it is trained.
+    let isIncluded: [Bool]
+    /// Nil for a parameter that is not included, and for sums in bfloat16, which nothing holds in one place.
     let totals: [Tensor?]
     /// Those of the sums, which are scaled.
     let squares: [Double]

@@ -74,6 +74,11 @@ public struct WindowReport: Sendable, Equatable {
     public internal(set) var firstNonFinite: NonFinite?
     /// How often the window was computed again, see ``Accumulator/retryHandler``.
     public internal(set) var retries = 0
+    /// Of the gradients that backward rounds to a half format, the share of numbers other than 0 that it makes 0, where
+    /// ``Accumulator/Options/countsUnderflow`` asks for it. A higher loss scale makes it smaller.
+    ///
+    /// They are those of the results of linear layers, of attention, and of the logits of a fused head.
+    public internal(set) var underflow = 0.0
     public internal(set) var cost = Cost()
 
     /// Whether the window ended without an update.

@@ -147,6 +147,8 @@ private final class BlockSink: GradientSink {
         gradients.take(gradient, for: input(leaf, use))
     }
 
+    var underflow: Underflow? { gradients.underflow }
+
     private func input(_ leaf: Tensor, _ use: Int) -> Int {
         let inputs = inputs[ObjectIdentifier(leaf)]!
         return inputs[min(use, inputs.count - 1)]

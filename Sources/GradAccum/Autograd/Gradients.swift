@@ -37,10 +37,13 @@ protocol GradientSink: AnyObject {
     func place(of leaf: Tensor, use: Int) throws(GAError) -> GradientPlace
     /// Makes a tensor in the shape of the leaf its gradient, without a copy. Returns false where that cannot be.
     func take(_ gradient: Tensor, for leaf: Tensor, use: Int) -> Bool
+    /// Counts what rounding gradients to a half format makes 0, if that is asked for.
+    var underflow: Underflow? { get }
 }
 
 extension GradientSink {
     func take(_ gradient: Tensor, for leaf: Tensor, use: Int) -> Bool { false }
+    var underflow: Underflow? { nil }
 }
 
 /// Where the gradient of one input of an operation goes, settled before a backward pass begins.
@@ -62,6 +65,7 @@ extension Tensor {
 ///
 /// Destinations are contiguous in the shape of the input, and loaded first when something is there already. For a leaf
 /// this is its accumulator itself, so a kernel that adds sample after sample extends one chain over all micro-batches.
+/// An accumulator in bfloat16 takes the gradient of one sample after another, from memory that is theirs for a moment.
 struct Gradients {
     private let inputs: [Edge]
     private let routes: [GradientRoute]
@@ -76,6 +80,8 @@ struct Gradients {
         self.sink = sink
     }
 
+    var underflow: Underflow? { sink.underflow }
+
     private func route(_ input: Int) -> GradientRoute { routes[firstRoute + input] }
 
     func needed(_ input: Int) -> Bool { if case .nowhere = route(input) { false } else { true } }
@@ -88,7 +94,29 @@ struct Gradients {
         to input: Int, zeroed: Bool = false,
         _ body: (UnsafeMutablePointer<Float>, Int32) throws(GAError) -> Void
     ) throws(GAError) {
+        try add(to: input, samples: 1, zeroed: zeroed) { (destination, accumulate, _) throws(GAError) in
+            try body(destination, accumulate)
+        }
+    }
+
+    /// The same for an operation that adds up what many samples, or rows, have: `body(destination, accumulate, samples)` is
+    /// called for all of them, or for one after another where each is an addition of its own.
+    func add(
+        to input: Int, samples: Int, zeroed: Bool = false,
+        _ body: (UnsafeMutablePointer<Float>, Int32, Range<Int>) throws(GAError) -> Void
+    ) throws(GAError) {
         guard needed(input) else { return }
+        if let sum = try bf16Sum(of: input) {
+            return try add(to: sum, input, samples: samples, zeroed: zeroed, body)
+        }
+        try addAtOnce(to: input, zeroed: zeroed) { (destination, accumulate) throws(GAError) in
+            try body(destination, accumulate, 0..<samples)
+        }
+    }
+
+    private func addAtOnce(
+        to input: Int, zeroed: Bool, _ body: (UnsafeMutablePointer<Float>, Int32) throws(GAError) -> Void
+    ) throws(GAError) {
         let x = inputs[input]
         let (view, accumulate) = try open(input, zeroed: zeroed)
         let (layout, strides) = (x.layout, x.layout.strides)
@@ -103,10 +131,51 @@ struct Gradients {
             .run(from: temporary.floats, to: view)
     }
 
+    /// The sum in bfloat16 that the gradient of a leaf goes to, if it does.
+    func bf16Sum(of input: Int) throws(GAError) -> BF16Sum? {
+        guard case .leaf(let use) = route(input),
+            case .bf16(let sum) = try sink.place(of: inputs[input].root!, use: use)
+        else { return nil }
+        return sum
+    }
+
+    /// The same where the input is all of the leaf, element by element.
+    func bf16SumOfWhole(_ input: Int) throws(GAError) -> BF16Sum? {
+        let x = inputs[input]
+        guard x.layout.isContiguous && x.layout.elementCount == x.rootLayout.elementCount else { return nil }
+        return try bf16Sum(of: input)
+    }
+
+    private func add(
+        to sum: BF16Sum, _ input: Int, samples: Int, zeroed: Bool,
+        _ body: (UnsafeMutablePointer<Float>, Int32, Range<Int>) throws(GAError) -> Void
+    ) throws(GAError) {
+        let x = inputs[input]
+        let gradient = try Tensor(uninitialized: x.layout)
+        let isWhole = x.layout.isContiguous && x.layout.elementCount == x.rootLayout.elementCount
+        let whole = isWhole ? gradient : try Tensor(uninitialized: x.rootLayout)
+        if !isWhole { try fillZeros(whole.floats, whole.elementCount) }
+        for sample in 0..<samples {
+            if zeroed { try fillZeros(gradient.floats, gradient.elementCount) }
+            try body(gradient.floats, 0, sample..<(sample + 1))
+            if !isWhole {
+                try StridedCopy(x.layout.shape, from: gradient.strides, to: x.layout.strides, elementBytes: 4)
+                    .run(from: gradient.floats, to: whole.floats + x.offset)
+            }
+            try sum.add(whole.floats)
+        }
+    }
+
     /// The destination for the gradient of a needed input, in the input's own strides, with something to add to: zeros
-    /// if there was nothing. Several inputs may share it.
+    /// if there was nothing. Several inputs may share it. It must have one: see ``canOpenStrided(_:)``.
     func openStrided(_ input: Int) throws(GAError) -> UnsafeMutablePointer<Float> {
         try open(input, zeroed: true).0
+    }
+
+    /// Whether an input needs a gradient, and that has a destination to add to: a sum in bfloat16 is none.
+    func canOpenStrided(_ input: Int) throws(GAError) -> Bool {
+        guard needed(input) else { return false }
+        return try bf16Sum(of: input) == nil
     }
 
     /// The sums by rows that the gradient of a leaf goes to, if it does.
@@ -160,7 +229,8 @@ struct Gradients {
         var isEmpty = false
         if case .leaf(let use) = route(input) {
             guard case .dense(let buffer) = try sink.place(of: x.root!, use: use) else {
-                throw GAError(.internal, "backward: a gradient by rows went to an operation that adds to all of them")
+                throw GAError(
+                    .internal, "backward: a gradient went to a place of another kind than its operation adds to")
             }
             isEmpty = buffer.isEmpty
             buffer.isEmpty = false

@@ -17,43 +17,64 @@ struct LeafUses {
 /// Where the gradient of one use of a leaf is added up.
 enum GradientPlace {
     case dense(GradientBuffer)
+    case bf16(BF16Sum)
     case rows(RowGradients)
 }
 
 /// The gradient of one leaf: a place per use, each with a chain of additions of its own.
 ///
 /// A use that reaches few rows has a place by rows, unless all uses do: the first of these then has a dense one. So there
-/// is always one that the others can be added to.
+/// is always one that the others can be added to. Dense places are in float32 or all in bfloat16; those by rows are few, and
+/// in float32.
 final class LeafGradient {
+    private let format: SumFormat
     private(set) var dense: [GradientBuffer] = []
+    private(set) var rounded: [BF16Sum] = []
     private var rows: [RowGradients] = []
     /// Which uses in the graph at hand have a place by rows.
     private var usesByRows: [Int] = []
     private var isFolded = false
 
-    /// Makes the places that a graph needs and keeps those that there are.
-    func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError) {
+    init(_ format: SumFormat = .float32) { self.format = format }
+
+    /// Makes the places that a graph needs and keeps those that there are. `update`: the number of the update to come.
+    func prepare(_ leaf: Tensor, _ uses: LeafUses, update: Int = 0) throws(GAError) {
         usesByRows = uses.byRows
         if usesByRows.count == uses.count && uses.count > 0 { usesByRows.removeFirst() }
-        while dense.count < uses.count - usesByRows.count { dense.append(try GradientBuffer(shape: leaf.shape)) }
+        let denseCount = uses.count - usesByRows.count
+        if format == .float32 {
+            while dense.count < denseCount { dense.append(try GradientBuffer(shape: leaf.shape)) }
+        } else {
+            try prepareRounded(leaf, places: denseCount, update: update)
+        }
         while rows.count < usesByRows.count { rows.append(try RowGradients(leaf)) }
     }
 
     /// Makes the place that a gradient from elsewhere is added to.
-    func prepareDense(_ leaf: Tensor) throws(GAError) {
+    func prepareDense(_ leaf: Tensor, update: Int) throws(GAError) {
+        guard format == .float32 else { return try prepareRounded(leaf, places: 1, update: update) }
         if dense.isEmpty { dense.append(try GradientBuffer(shape: leaf.shape)) }
+    }
+
+    private func prepareRounded(_ leaf: Tensor, places: Int, update: Int) throws(GAError) {
+        while rounded.count < places { rounded.append(try BF16Sum(leaf, format)) }
+        for (place, sum) in rounded.enumerated() {
+            sum.begin(update: update, parameter: leaf.indexInOwner, place: place)
+        }
     }
 
     /// The place of a use in the graph that was last prepared for.
     func place(ofUse use: Int) -> GradientPlace {
         let before = usesByRows.count { $0 < use }
         return before < usesByRows.count && usesByRows[before] == use
-            ? .rows(rows[before]) : .dense(dense[use - before])
+            ? .rows(rows[before])
+            : format == .float32 ? .dense(dense[use - before]) : .bf16(rounded[use - before])
     }
 
     /// Empties all places.
     func empty() {
         for buffer in dense { buffer.isEmpty = true }
+        for sum in rounded { sum.empty() }
         for rows in rows { rows.empty() }
         isFolded = false
     }
@@ -62,15 +83,22 @@ final class LeafGradient {
     func freeUnused() {
         while let last = rows.last, last.isEmpty { rows.removeLast() }
         while dense.count > 1, dense[dense.count - 1].isEmpty { dense.removeLast() }
+        while rounded.count > 1, rounded[rounded.count - 1].isEmpty { rounded.removeLast() }
     }
 
     /// Frees all places.
     func free() {
         dense = []
+        rounded = []
         rows = []
     }
 
-    /// Where ``fold(from:count:)`` leaves the sum of all places, or nil if nothing was added to any.
+    /// Whether anything was added to any place.
+    var isUsed: Bool {
+        dense.contains { !$0.isEmpty } || rounded.contains { !$0.isEmpty } || rows.contains { !$0.isEmpty }
+    }
+
+    /// Where ``fold(from:count:)`` leaves the sum of all places, or nil if nothing was added to any, or they are in bfloat16.
     var total: GradientBuffer? {
         dense.first { !$0.isEmpty } ?? (rows.allSatisfy { $0.isEmpty } ? nil : dense.first)
     }
@@ -79,6 +107,7 @@ final class LeafGradient {
     ///
     /// Returns the sum of the squares of the result.
     func fold(from start: Int, count: Int) -> Double {
+        guard format == .float32 else { return sumOfSquares(from: start, count: count) }
         guard let total else { return 0 }
         let sum = total.tensor.floats + start
         if total.isEmpty { Runtime.kernels.fill(sum, 0, Int64(count)) }
@@ -103,10 +132,17 @@ final class LeafGradient {
         isFolded ? (total.map { [$0] } ?? [], []) : (dense.filter { !$0.isEmpty }, rows)
     }
 
-    /// The sum of the squares of the elements `start ..< start + count` of all places, each for itself: finite if and only
-    /// if they are.
+    /// The sum of the squares of the elements `start ..< start + count` of all places, each for itself or, in bfloat16, added
+    /// up: finite if and only if they are.
     func sumOfSquares(from start: Int, count: Int) -> Double {
         var squares = 0.0
+        guard format == .float32 else {
+            forEachBlock(from: start, count: count) { first, block in
+                load(into: block.baseAddress!, from: first, count: block.count)
+                squares += Runtime.kernels.sum_of_squares(block.baseAddress!, Int64(block.count))
+            }
+            return squares
+        }
         for buffer in dense where !buffer.isEmpty {
             squares += Runtime.kernels.sum_of_squares(buffer.tensor.floats + start, Int64(count))
         }
@@ -114,13 +150,55 @@ final class LeafGradient {
         return squares
     }
 
+    /// The sum of the elements `start ..< start + count` of all places in bfloat16, in float32 and in the order of uses, and of
+    /// those by rows after them.
+    func load(into out: UnsafeMutablePointer<Float>, from start: Int, count: Int) {
+        var isFirst = true
+        for sum in rounded where !sum.isEmpty {
+            if isFirst {
+                sum.load(into: out, from: start, count: count)
+            } else {
+                forEachBlock(from: start, count: count) { first, block in
+                    sum.load(into: block.baseAddress!, from: first, count: block.count)
+                    Runtime.kernels.add_scaled(
+                        out + (first - start), block.baseAddress!, SHIMS_F32, 1, Int64(block.count), 1)
+                }
+            }
+            isFirst = false
+        }
+        if isFirst { Runtime.kernels.fill(out, 0, Int64(count)) }
+        for rows in rows { _ = rows.add(to: out - start, from: start, count: count) }
+    }
+
+    /// Runs `body` for few elements at a time: the first of them, and room for as many.
+    private func forEachBlock(
+        from start: Int, count: Int, _ body: (Int, UnsafeMutableBufferPointer<Float>) -> Void
+    ) {
+        withUnsafeTemporaryAllocation(of: Float.self, capacity: 256) { scratch in
+            for first in Swift.stride(from: start, to: start + count, by: 256) {
+                body(first, UnsafeMutableBufferPointer(rebasing: scratch[..<min(256, start + count - first)]))
+            }
+        }
+    }
+
+    /// What has become of additions in bfloat16 since the places were emptied.
+    var stagnation: Stagnation { rounded.reduce(Stagnation()) { $0 + $1.stagnation } }
+
     /// Of the memory of all places.
     var byteCount: Int {
-        dense.reduce(0) { $0 + $1.tensor.byteCount } + rows.reduce(0) { $0 + $1.byteCount }
+        dense.reduce(0) { $0 + $1.tensor.byteCount } + rounded.reduce(0) { $0 + $1.byteCount }
+            + rows.reduce(0) { $0 + $1.byteCount }
     }
 
     /// The sum of all places as a new tensor, in the order of ``fold(from:count:)``.
     func sum(shape: [Int]) throws(GAError) -> Tensor {
+        guard format == .float32 else {
+            let sum = try Tensor(uninitialized: shape, for: "gradient")
+            try elementwise(sum.elementCount) { start, count in
+                load(into: sum.floats + start, from: start, count: count)
+            }
+            return sum
+        }
         let sum = try Tensor.zeros(shape)
         let (filled, rows) = parts
         try elementwise(sum.elementCount) { start, count in

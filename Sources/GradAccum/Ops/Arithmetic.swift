@@ -77,10 +77,15 @@ private final class BinaryDerivative {
         }
         let full = isPlain ? dy : try Tensor(uninitialized: layout)
         if !isPlain { try write(full.floats, dy, side, 0) }
-        try gradients.add(to: side) { (out, accumulate) throws(GAError) in
+        // Summed over the sample axis, or once for all samples.
+        let isBySample = target.shape.count < layout.shape.count || target.shape.first == 1
+        let samples = isBySample ? layout.shape.first ?? 1 : 1
+        let inner = samples == 0 ? 0 : layout.elementCount / samples
+        try gradients.add(to: side, samples: samples) { (out, accumulate, some) throws(GAError) in
+            let shape = isBySample ? [some.count] + layout.shape.dropFirst() : layout.shape
             try sum(
-                full.floats, layout.shape, into: out, shapedLike: target.shape, bySample: gradients.isLeaf(side),
-                accumulate)
+                full.floats + some.lowerBound * inner, shape, into: out, shapedLike: target.shape,
+                bySample: gradients.isLeaf(side), accumulate)
         }
     }
 

@@ -35,11 +35,14 @@ extension Tensor {
         let layout = layout
         return out.recorded("causal_attention", from: inputs, reading: operands + [result]) {
             dy, gradients throws(GAError) in
+            try gradients.underflow?.count(dy, attention.compute)
             func run(_ dq: Heads, _ dk: Heads, _ dv: Heads) throws(GAError) {
                 try attention.backward(
                     dq, dk, dv, Heads(query), Heads(key), Heads(value), Heads(result), Heads(dy), logSumExp.floats)
             }
-            if inPlace && (0..<3).allSatisfy(gradients.needed) {
+            var canOpen = inPlace
+            for input in 0..<3 where canOpen { canOpen = try gradients.canOpenStrided(input) }
+            if canOpen {
                 let dq = Heads(try gradients.openStrided(0), .float32, query.strides)
                 let dk = Heads(try gradients.openStrided(1), .float32, key.strides)
                 let dv = Heads(try gradients.openStrided(2), .float32, value.strides)

@@ -52,7 +52,7 @@ extension Tensor {
             "linear_cross_entropy", from: [self, weight], reading: derivative.operands, isMean: reduction == .mean
         ) {
             dy, gradients throws(GAError) in
-            try likelihood.gradient(inPlaceOf: logits, seed: dy.floats[0])
+            try likelihood.gradient(inPlaceOf: logits, seed: dy.floats[0], gradients.underflow)
             try derivative.add(logits, gradients)
         }
     }
@@ -115,11 +115,22 @@ private struct Likelihood {
         }
     }
 
-    /// Turns logits into their gradient.
-    func gradient(inPlaceOf logits: Tensor, seed: Float) throws(GAError) {
-        try forEachTile(of: logits) { first, count, rows in
-            write(rows, rows, first, count, seed, 0)
-            if logits.dtype != .float32 { logits.storeFloats(rows, first * classes, count * classes) }
+    /// Turns logits into their gradient. `underflow`: counts what of it is rounded to 0.
+    func gradient(inPlaceOf logits: Tensor, seed: Float, _ underflow: Underflow?) throws(GAError) {
+        func run(_ counts: UnsafeMutablePointer<Int64>?) throws(GAError) {
+            try forEachTile(of: logits) { first, count, rows in
+                write(rows, rows, first, count, seed, 0)
+                guard logits.dtype != .float32 else { return }
+                if let counts {
+                    Runtime.kernels.count_flushed(
+                        rows, logits.dtype.format, Int64(count * classes), counts + 2 * (first / rowsPerTile))
+                }
+                logits.storeFloats(rows, first * classes, count * classes)
+            }
+        }
+        guard let underflow, logits.dtype != .float32 else { return try run(nil) }
+        try underflow.count(tiles: (rows + rowsPerTile - 1) / rowsPerTile) { (counts) throws(GAError) in
+            try run(counts)
         }
     }
 

@@ -23,10 +23,14 @@ extension Tensor {
                 try sums.add(dy.floats, to: index, after: firstRow)
                 return
             }
+            if let firstRow, let sum = try gradients.bf16Sum(of: 0) {
+                try sum.add(dy.floats, to: index, of: columns, at: firstRow * columns)
+                return
+            }
             // Shared out by columns, so that each row of the table receives its samples in order.
-            try gradients.add(to: 0, zeroed: true) { (dw, _) throws(GAError) in
+            try gradients.add(to: 0, samples: rows, zeroed: true) { (dw, _, rows) throws(GAError) in
                 try Runtime.parallel(count: columns, grain: 128) { start, count in
-                    for row in 0..<rows {
+                    for row in rows {
                         Runtime.kernels.add_scaled(
                             dw + Int(index[row]) * columns + start, dy.floats + row * columns + start, SHIMS_F32, 1,
                             Int64(count), 1)

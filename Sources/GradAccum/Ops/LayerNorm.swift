@@ -19,6 +19,8 @@ extension Tensor {
         let source = try packedData()
         let w = try weight?.packedData()
         let b = try bias?.packedData()
+        let samples = rank < 2 || rows == 0 ? rows : shape[0]
+        let rowsOfSample = samples == 0 ? 0 : rows / samples
         let grain = max(1, 8192 / max(columns, 1))
         let dtype = Compute.dtype
         // The statistics are the means of all rows, and the inverses of their standard deviations after them.
@@ -65,18 +67,20 @@ extension Tensor {
                 }
             }
             if hasWeight {
-                try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
+                try gradients.add(to: 1, samples: samples) { (dw, accumulate, samples) throws(GAError) in
+                    let first = samples.lowerBound * rowsOfSample
                     try Runtime.parallel(count: columns, grain: 64) { start, count in
                         Runtime.kernels.layer_norm_weight_gradient(
-                            dw, dy.floats, x.floats, statistics.floats, statistics.floats + rows, Int64(rows),
-                            Int64(columns),
+                            dw, dy.floats + first * columns, x.floats + first * columns, statistics.floats + first,
+                            statistics.floats + rows + first, Int64(samples.count * rowsOfSample), Int64(columns),
                             Int64(start), Int64(start + count), accumulate)
                     }
                 }
             }
             if hasBias {
-                try gradients.add(to: biasInput) { (db, accumulate) throws(GAError) in
-                    try sumRows(db, dy.floats, rows: rows, columns: columns, accumulate)
+                try gradients.add(to: biasInput, samples: samples) { (db, accumulate, samples) throws(GAError) in
+                    let rows = samples.lowerBound * rowsOfSample..<samples.upperBound * rowsOfSample
+                    try sumRows(db, dy.floats, rows, columns: columns, accumulate)
                 }
             }
         }

@@ -14,12 +14,13 @@ extension Tensor {
         let derivative = LinearDerivative(layer, self, x, weight, w)
         let hasBias = bias != nil
         func backward(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
+            try gradients.underflow?.count(dy, layer.compute)
             // Rounded once for both products.
             let factor = layer.compute == .float32 ? dy : try dy.cast(to: layer.compute)
             try derivative.add(factor, gradients)
             guard hasBias else { return }
-            try gradients.add(to: 2) { (db, accumulate) throws(GAError) in
-                try sumRows(db, dy.floats, rows: layer.rows, columns: layer.n, accumulate)
+            try gradients.add(to: 2, samples: layer.samples) { (db, accumulate, samples) throws(GAError) in
+                try sumRows(db, dy.floats, layer.rows(of: samples), columns: layer.n, accumulate)
             }
         }
         let inputs = bias.map { [self, weight, $0] } ?? [self, weight]
@@ -46,8 +47,13 @@ struct LinearDerivative {
     func add(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
         // The weight first: an input that is made again for it is gone before there is an input's gradient.
         if let x {
-            try gradients.add(to: 1) { (dw, accumulate) throws(GAError) in
-                try layer.weightGradient(dw, dy, try x.elements(), accumulate)
+            if let sum = try gradients.bf16SumOfWhole(1) {
+                try layer.addWeightGradients(to: sum, dy, try x.elements())
+            } else {
+                let x = try x.elements()
+                try gradients.add(to: 1, samples: layer.samples) { (dw, accumulate, samples) throws(GAError) in
+                    try layer.weightGradient(dw, dy, x, layer.rows(of: samples), accumulate)
+                }
             }
         }
         if let w {
@@ -67,6 +73,12 @@ struct LinearLayer {
     /// The type of products and of the output.
     let compute = Compute.dtype
     private let rowsOfSample: Int
+
+    var samples: Int { rowsOfSample == 0 ? 0 : rows / rowsOfSample }
+
+    func rows(of samples: Range<Int>) -> Range<Int> {
+        samples.lowerBound * rowsOfSample..<samples.upperBound * rowsOfSample
+    }
 
     /// Errors: `dtype` and `shape` of x [..., in] and weight [out, in].
     init(_ x: Tensor, _ weight: Tensor, _ operation: StaticString) throws(GAError) {
@@ -95,22 +107,34 @@ struct LinearLayer {
             .run(Matrix(dx, row: k), Matrix(dy, row: n), Matrix(w, row: k))
     }
 
-    /// One chain over the rows of all samples. Pairs of bfloat16 must not span two samples.
+    /// One chain over these rows of samples.
     func weightGradient(
-        _ dw: UnsafeMutablePointer<Float>, _ dy: Tensor, _ x: Tensor, _ accumulate: Int32
+        _ dw: UnsafeMutablePointer<Float>, _ dy: Tensor, _ x: Tensor, _ rows: Range<Int>, _ accumulate: Int32
     ) throws(GAError) {
-        let arithmetic = rowsOfSample % 2 == 0 || compute != .bfloat16 ? compute : .float32
-        try MatrixProduct(m: n, n: k, k: rows, arithmetic: arithmetic, accumulate: accumulate)
-            .run(Matrix(dw, row: k), Matrix(dy, row: n).transposed, Matrix(x, row: k))
+        try MatrixProduct(m: n, n: k, k: rows.count, arithmetic: weightArithmetic, accumulate: accumulate)
+            .run(
+                Matrix(dw, row: k), Matrix(dy, row: n).at(rows.lowerBound, 0).transposed,
+                Matrix(x, row: k).at(rows.lowerBound, 0))
     }
+
+    /// One chain over the rows of each sample, which is added as a whole.
+    func addWeightGradients(to sum: BF16Sum, _ dy: Tensor, _ x: Tensor) throws(GAError) {
+        try MatrixProduct(m: n, n: k, k: rowsOfSample, arithmetic: weightArithmetic)
+            .add(count: samples, to: sum, Matrix(dy, row: n).transposed, Matrix(x, row: k))
+    }
+
+    /// Pairs of bfloat16 must not span two samples.
+    private var weightArithmetic: DType { rowsOfSample % 2 == 0 || compute != .bfloat16 ? compute : .float32 }
 }
 
-/// out [columns] (+)= the rows of x [rows, columns] one after another: one chain per column.
+/// out [columns] (+)= these rows of x [..., columns] one after another: one chain per column.
 func sumRows(
-    _ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, rows: Int, columns: Int, _ accumulate: Int32
+    _ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, _ rows: Range<Int>, columns: Int,
+    _ accumulate: Int32
 ) throws(GAError) {
+    let x = x + rows.lowerBound * columns
     try Runtime.parallel(count: columns, grain: 64) { start, count in
-        Runtime.kernels.sum_rows(out + start, x + start, Int64(rows), Int64(count), Int64(columns), accumulate)
+        Runtime.kernels.sum_rows(out + start, x + start, Int64(rows.count), Int64(count), Int64(columns), accumulate)
     }
 }
 

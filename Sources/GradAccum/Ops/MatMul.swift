@@ -16,7 +16,7 @@ public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
     guard out.elementCount > 0 else { return out.recorded("matmul", from: [a, b], reading: []) { _, _ in } }
     let leftOffsets = batchOffsets(a, batch)
     let rightOffsets = batchOffsets(b, batch)
-    try products(Array(0..<leftOffsets.count), MatrixProduct(m: m, n: n, k: k)) { i in
+    try products(0..<leftOffsets.count, Array(0..<leftOffsets.count), MatrixProduct(m: m, n: n, k: k)) { i in
         (
             Matrix(out.floats + i * m * n, row: n), Matrix(left.floats + leftOffsets[i], row: k),
             Matrix(right.floats + rightOffsets[i], row: n)
@@ -25,10 +25,17 @@ public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
     // Each one's gradient is made from the other.
     let (readLeft, readRight) = (b.requiresGrad ? left : nil, a.requiresGrad ? right : nil)
     let operands = [readLeft, readRight].compactMap { $0 }
+    // The leading axis is that of the samples: of the products or, where there is only one, of the rows of a.
+    let samples = batch.first ?? m
+    let ofSample = samples == 0 || batch.isEmpty ? 1 : leftOffsets.count / samples
+    /// Whether samples are added up in the gradient of an operand.
+    func meetsAll(_ operand: Tensor) -> Bool { operand.rank - 2 < batch.count || operand.shape[0] == 1 }
+    let (leftMeetsAll, rightMeetsAll) = (!batch.isEmpty && meetsAll(a), batch.isEmpty || meetsAll(b))
     return out.recorded("matmul", from: [a, b], reading: operands) { dy, gradients throws(GAError) in
         if let right = readRight {
-            try gradients.add(to: 0) { (da, accumulate) throws(GAError) in
-                try products(leftOffsets, MatrixProduct(m: m, n: k, k: n, accumulate: accumulate)) { i in
+            try gradients.add(to: 0, samples: leftMeetsAll ? samples : 1) { (da, accumulate, some) throws(GAError) in
+                let range = leftMeetsAll ? some.lowerBound * ofSample..<some.upperBound * ofSample : leftOffsets.indices
+                try products(range, leftOffsets, MatrixProduct(m: m, n: k, k: n, accumulate: accumulate)) { i in
                     (
                         Matrix(da + leftOffsets[i], row: k), Matrix(dy.floats + i * m * n, row: n),
                         Matrix(right.floats + rightOffsets[i], row: n).transposed
@@ -37,11 +44,17 @@ public func matmul(_ a: Tensor, _ b: Tensor) throws(GAError) -> Tensor {
             }
         }
         if let left = readLeft {
-            try gradients.add(to: 1) { (db, accumulate) throws(GAError) in
-                try products(rightOffsets, MatrixProduct(m: k, n: n, k: m, accumulate: accumulate)) { i in
+            try gradients.add(to: 1, samples: rightMeetsAll ? samples : 1) { (db, accumulate, some) throws(GAError) in
+                let rows = batch.isEmpty ? some : 0..<m
+                let range =
+                    rightMeetsAll && !batch.isEmpty
+                    ? some.lowerBound * ofSample..<some.upperBound * ofSample : rightOffsets.indices
+                try products(range, rightOffsets, MatrixProduct(m: k, n: n, k: rows.count, accumulate: accumulate)) {
+                    i in
                     (
-                        Matrix(db + rightOffsets[i], row: n), Matrix(left.floats + leftOffsets[i], row: k).transposed,
-                        Matrix(dy.floats + i * m * n, row: n)
+                        Matrix(db + rightOffsets[i], row: n),
+                        Matrix(left.floats + leftOffsets[i], row: k).at(rows.lowerBound, 0).transposed,
+                        Matrix(dy.floats + i * m * n, row: n).at(rows.lowerBound, 0)
                     )
                 }
             }
@@ -65,13 +78,13 @@ private func batchOffsets(_ operand: Tensor, _ batch: [Int]) -> [Int] {
     }
 }
 
-/// Computes products of one size, `matrices(i)` with their output first, whose outputs lie at `offsets`: those that share
-/// an output one after another in batch order, which is sample order.
+/// Computes the products of a range, all of one size, `matrices(i)` with their output first, whose outputs lie at `offsets`:
+/// those that share an output one after another in batch order, which is sample order.
 private func products(
-    _ offsets: [Int], _ product: MatrixProduct, _ matrices: (Int) -> (Matrix, Matrix, Matrix)
+    _ range: Range<Int>, _ offsets: [Int], _ product: MatrixProduct, _ matrices: (Int) -> (Matrix, Matrix, Matrix)
 ) throws(GAError) {
     var sharing: [Int: [Int]] = [:]
-    for (i, offset) in offsets.enumerated() { sharing[offset, default: []].append(i) }
+    for i in range { sharing[offsets[i], default: []].append(i) }
     let groups = sharing.keys.sorted().map { sharing[$0]! }
     var next = product
     next.accumulate = 1

@@ -91,12 +91,15 @@ public final class Optimizer {
     public func slots(ofParameter index: Int) -> [Slot] { slots[index].map(\.slot) }
 
     /// Updates the parameters that have a gradient, `gradients[i]` scaled by `scales[i]`, and moves the clock by an update
-    /// of a window's weight and mean loss. The learning rate is ``nextLearningRate(weight:)``.
+    /// of a window's weight and mean loss. The learning rate is ``nextLearningRate(weight:)``. `rounded`: the gradients, where
+    /// they are in bfloat16.
     ///
     /// All others keep their values, their state and the clock of it. Errors: those of the rule, and the update is not
     /// counted then; `state` from within an update, which only a rule of the caller can be.
     func apply(
-        _ gradients: [Tensor?], scales: [Float], learningRate: Double, weight: Double, loss: Double
+        _ gradients: [Tensor?], _ rounded: RoundedGradients? = nil, scales: [Float], learningRate: Double,
+        weight: Double,
+        loss: Double
     ) throws(GAError) {
         try requireNoUpdate("step")
         isUpdating = true
@@ -107,13 +110,19 @@ public final class Optimizer {
         var ruleOfGroup: [Int?: any UpdateRule] = [nil: rule]
         for (number, group) in groups.all.enumerated() { ruleOfGroup[number] = try group.rule(rule) }
         let momentSteps = progress.momentSteps(weight: weight)
-        let parts = parts(gradients, scales, momentSteps: momentSteps)
+        let parts = parts(
+            parameters.indices.map { gradientAddress($0, gradients, rounded) }, scales, momentSteps: momentSteps)
         for (part, updated) in parts {
-            try ruleOfGroup[part.group]!.apply(
-                Update(
-                    number: part.number, momentSteps: momentSteps, momentTime: part.momentTime,
-                    gradientScale: part.scale, parameters: updated,
-                    workspace: UnsafeMutableBufferPointer(start: workspace.floats, count: workspace.elementCount)))
+            let rule = ruleOfGroup[part.group]!
+            let update = Update(
+                number: part.number, momentSteps: momentSteps, momentTime: part.momentTime, gradientScale: part.scale,
+                parameters: updated,
+                workspace: UnsafeMutableBufferPointer(start: workspace.floats, count: workspace.elementCount))
+            if let rounded {
+                try rounded.forEachPart(of: update, isElementwise: rule is any ElementwiseRule, rule.apply)
+            } else {
+                try rule.apply(update)
+            }
         }
         for (_, updated) in parts {
             for parameter in updated {
@@ -139,9 +148,17 @@ public final class Optimizer {
         let scale: Float
     }
 
+    /// Where a gradient lies, or is to lie; nil for none.
+    private func gradientAddress(
+        _ index: Int, _ gradients: [Tensor?], _ rounded: RoundedGradients?
+    ) -> UnsafePointer<Float>? {
+        if let rounded { return rounded.sums[index].map { _ in UnsafePointer(rounded.workspace.floats) } }
+        return gradients[index].map { UnsafePointer($0.floats) }
+    }
+
     /// The parameters that have a gradient, in parts, each in their order.
     private func parts(
-        _ gradients: [Tensor?], _ scales: [Float], momentSteps: Double
+        _ gradients: [UnsafePointer<Float>?], _ scales: [Float], momentSteps: Double
     ) -> [(Part, [Update.Parameter])] {
         var parts: [(Part, [Update.Parameter])] = []
         var places: [Part: Int] = [:]
@@ -159,7 +176,7 @@ public final class Optimizer {
             parts[place].1.append(
                 Update.Parameter(
                     index: index, shape: parameter.shape, count: parameter.elementCount, values: parameter.floats,
-                    gradient: UnsafePointer(gradient.floats), slots: slots[index].map(\.storage.address)))
+                    gradient: gradient, slots: slots[index].map(\.storage.address)))
         }
         return parts
     }

@@ -32,12 +32,12 @@ public struct Update {
     public let workspace: UnsafeMutableBufferPointer<Float>
 
     /// The same update of some of the parameters.
-    public func of(_ isIncluded: (Parameter) -> Bool) -> Update { of(parameters.filter(isIncluded)[...]) }
+    public func of(_ isIncluded: (Parameter) -> Bool) -> Update { of(parameters.filter(isIncluded)) }
 
-    private func of(_ some: ArraySlice<Parameter>) -> Update {
+    func of(_ some: [Parameter]) -> Update {
         Update(
             number: number, momentSteps: momentSteps, momentTime: momentTime, gradientScale: gradientScale,
-            parameters: Array(some), workspace: workspace)
+            parameters: some, workspace: workspace)
     }
 
     /// Elements of parameters that a rule with several passes goes through together: so few that a pass finds in the cache
@@ -54,7 +54,7 @@ public struct Update {
                 count += parameters[end].count
                 end += 1
             }
-            try body(of(parameters[first..<end]))
+            try body(of(Array(parameters[first..<end])))
             first = end
         }
     }

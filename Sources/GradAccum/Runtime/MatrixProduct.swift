@@ -114,6 +114,34 @@ struct MatrixProduct {
         }
     }
 
+    /// Adds `count` products to a sum in bfloat16 [m, n], one after another, each of the next k columns of a and rows of b.
+    ///
+    /// A tile is so small that its floats stay in the cache between the product and the sum.
+    func add(count: Int, to sum: BF16Sum, _ a: Matrix, _ b: Matrix) throws(GAError) {
+        guard m > 0 && n > 0 else { return }
+        let (rows, columns) = (Blocks(m, largest: 512), Blocks(n, largest: 256))
+        func part(rows: Int, columns: Int) -> MatrixProduct {
+            MatrixProduct(m: rows, n: columns, k: k, arithmetic: arithmetic)
+        }
+        let largest = part(rows: rows.count(0), columns: columns.count(0))
+        let room = largest.m * largest.n
+        try sum.take(turns: count, tiles: rows.count * columns.count, scratch: room + largest.scratch(for: .float32, a))
+        {
+            tile, floats, counts in
+            let (i, j) = (tile % rows.count, tile / rows.count)
+            let (row, column) = (rows.start(i), columns.start(j))
+            let part = part(rows: rows.count(i), columns: columns.count(j))
+            for turn in 0..<count {
+                part.runAlone(
+                    Matrix(floats, row: part.n), a.at(row, turn * k), b.at(turn * k, column), floats + room)
+                for line in 0..<part.m {
+                    sum.add(
+                        floats + line * part.n, to: (row + line) * n + column, count: part.n, turn: turn, counts)
+                }
+            }
+        }
+    }
+
     /// A tile packs its columns of b once for all of its rows, and its rows of a once for all of its columns, if they are
     /// not words in memory as they are: so a tile is tall or wide.
     private func tiles(_ a: Matrix) -> (rows: Blocks, columns: Blocks) {

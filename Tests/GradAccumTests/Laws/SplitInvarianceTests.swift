@@ -5,23 +5,26 @@ import XCTest
 final class SplitInvarianceTests: LawTestCase {
     func testEveryOperation() throws {
         test(of: .splitInvariance)
-        for dtype in [DType.float32, .bfloat16, .float16] { try withCompute(dtype, everyOperation) }
+        for dtype in [DType.float32, .bfloat16, .float16] { try withCompute(dtype) { try everyOperation(.float32) } }
+        for format in SumFormat.allCases where format != .float32 { try everyOperation(format) }
+        try withCompute(.bfloat16) { try everyOperation(.bfloat16Stochastic) }
     }
 
-    private func everyOperation() throws {
+    private func everyOperation(_ format: SumFormat) throws {
         for (row, opCase) in OpCase.all.enumerated() {
             var generator = SplitMix64(UInt64(1000 + row))
             let values = opCase.operands().map { OperandValues($0, &generator) }
             let samples = values.compactMap(\.samples).first!
-            let whole = try accumulated(opCase, values, [0..<samples], threads: 1)
+            let whole = try accumulated(opCase, values, [0..<samples], threads: 1, format)
             for threads in 1...4 {
                 let single = (0..<samples).map { $0..<($0 + 1) }
                 // An empty micro-batch adds nothing, wherever it comes.
                 for split in [single, [0..<0] + randomSplit(samples, &generator) + [0..<0]] {
                     ran()
-                    let parts = try accumulated(opCase, values, split, threads: threads)
+                    let parts = try accumulated(opCase, values, split, threads: threads, format)
                     XCTAssertEqual(
-                        whole, parts, "\(opCase.name) in \(Compute.dtype): split \(split) on \(threads) threads")
+                        whole, parts,
+                        "\(opCase.name) in \(Compute.dtype) into \(format): split \(split) on \(threads) threads")
                 }
             }
         }
@@ -29,12 +32,12 @@ final class SplitInvarianceTests: LawTestCase {
 
     /// The bits of all accumulated gradients after the micro-batches of a split.
     private func accumulated(
-        _ opCase: OpCase, _ values: [OperandValues], _ split: [Range<Int>], threads: Int
+        _ opCase: OpCase, _ values: [OperandValues], _ split: [Range<Int>], threads: Int, _ format: SumFormat
     ) throws -> [[UInt32]] {
         try withThreads(threads) {
             let parameters = try values.map { $0.isParameter ? try $0.tensor() : nil }
             let optimizer = try Optimizer(parameters.compactMap { $0 }, SGD())
-            let accumulator = try Accumulator(optimizer)
+            let accumulator = try Accumulator(optimizer, .init(sumFormat: format))
             for range in split {
                 let operands = try values.indices.map { try parameters[$0] ?? values[$0].tensor(samples: range) }
                 // Squared, so that the gradient depends on the result.
@@ -50,11 +53,15 @@ final class SplitInvarianceTests: LawTestCase {
 
     func testGPTAndItsWeightsAfterUpdates() throws {
         test(of: .splitInvariance)
-        for dtype in [DType.float32, .bfloat16, .float16] { try withCompute(dtype, gptAndItsWeightsAfterUpdates) }
+        for dtype in [DType.float32, .bfloat16, .float16] {
+            try withCompute(dtype) { try gptAndItsWeightsAfterUpdates(.float32) }
+        }
+        for format in SumFormat.allCases where format != .float32 { try gptAndItsWeightsAfterUpdates(format) }
+        try withCompute(.float16) { try gptAndItsWeightsAfterUpdates(.bfloat16Stochastic) }
     }
 
     /// Odd and even lengths: with bfloat16, weight gradients of an odd one take another path.
-    private func gptAndItsWeightsAfterUpdates() throws {
+    private func gptAndItsWeightsAfterUpdates(_ format: SumFormat) throws {
         var generator = SplitMix64(7)
         for (layers, channels, heads, time) in [(2, 20, 2, 19), (1, 48, 3, 70), (1, 36, 2, 1)] {
             let batch = 12
@@ -64,7 +71,8 @@ final class SplitInvarianceTests: LawTestCase {
                     let model = try TinyGPT(
                         vocabulary: 23, layers: layers, channels: channels, heads: heads, time: time)
                     let accumulator = try Accumulator(
-                        try Optimizer(model.parameters, AdamW(learningRate: 1e-2)), .init(maxGradNorm: 1))
+                        try Optimizer(model.parameters, AdamW(learningRate: 1e-2)),
+                        .init(maxGradNorm: 1, sumFormat: format))
                     for _ in 0..<3 {
                         for range in split {
                             let loss = try model.loss(text, samples: range)
@@ -86,7 +94,7 @@ final class SplitInvarianceTests: LawTestCase {
                     ran()
                     XCTAssertEqual(
                         whole, try weights(split, threads: threads),
-                        "\(split) of time \(time) in \(Compute.dtype) on \(threads) threads")
+                        "\(split) of time \(time) in \(Compute.dtype) into \(format) on \(threads) threads")
                 }
             }
         }
@@ -94,10 +102,11 @@ final class SplitInvarianceTests: LawTestCase {
 
     func testMLPOfSingleRows() throws {
         test(of: .splitInvariance)
-        for dtype in [DType.float32, .bfloat16, .float16] { try withCompute(dtype, mlpOfSingleRows) }
+        for dtype in [DType.float32, .bfloat16, .float16] { try withCompute(dtype) { try mlpOfSingleRows(.float32) } }
+        for format in SumFormat.allCases where format != .float32 { try mlpOfSingleRows(format) }
     }
 
-    private func mlpOfSingleRows() throws {
+    private func mlpOfSingleRows(_ format: SumFormat) throws {
         var generator = SplitMix64(11)
         for sizes in [[13, 37, 5], [64, 129, 10], [3, 1, 2]] {
             let samples = 29
@@ -111,7 +120,8 @@ final class SplitInvarianceTests: LawTestCase {
                         try tensor.fillNormal(standardDeviation: 0.3, seed: UInt64(index))
                         return tensor
                     }
-                    let accumulator = try Accumulator(try Optimizer(p, SGD(learningRate: 0.1, momentum: 0.9)))
+                    let accumulator = try Accumulator(
+                        try Optimizer(p, SGD(learningRate: 0.1, momentum: 0.9)), .init(sumFormat: format))
                     for range in split {
                         let rows = Array(x[(range.lowerBound * sizes[0])..<(range.upperBound * sizes[0])])
                         let hidden = try Tensor(rows, shape: [range.count, sizes[0]]).linear(p[0], p[1]).relu()
@@ -128,7 +138,8 @@ final class SplitInvarianceTests: LawTestCase {
                     ran()
                     let split = randomSplit(samples, &generator)
                     XCTAssertEqual(
-                        whole, try gradients(split, threads: threads), "\(sizes) \(split), \(threads) threads")
+                        whole, try gradients(split, threads: threads),
+                        "\(sizes) \(split), \(threads) threads, \(format)")
                 }
             }
         }

@@ -37,6 +37,8 @@ struct AccumulatorOptions : ga_accumulator_options {
     GRADACCUM_OPTION(AccumulatorOptions, double, max_loss_z_score)
     GRADACCUM_OPTION(AccumulatorOptions, double, max_norm_z_score)
     GRADACCUM_OPTION(AccumulatorOptions, std::int64_t, outlier_warmup)
+    GRADACCUM_OPTION(AccumulatorOptions, SumFormat, sum_format)
+    GRADACCUM_OPTION(AccumulatorOptions, bool, count_underflow)
 };
 
 /// What a window held, and what a step did: the fields of ga_report.
@@ -228,6 +230,19 @@ public:
     /// The same into a span with an entry for each parameter.
     void gradient_norms(Span<double> out) const {
         check(ga_gradient_norms(handle(), out.data(), static_cast<std::int64_t>(out.size())));
+    }
+
+    /// Additions of numbers other than 0 to elements of a sum in bfloat16, and those of them that have changed nothing.
+    struct Stagnation {
+        std::vector<std::int64_t> additions, unchanged;
+    };
+
+    /// What became of additions to each parameter's sum in bfloat16, in the window of the last step.
+    Stagnation stagnation() const {
+        const std::size_t count = element_counts_.size();
+        Stagnation found = {std::vector<std::int64_t>(count), std::vector<std::int64_t>(count)};
+        check(ga_stagnation(handle(), found.additions.data(), found.unchanged.data(), static_cast<std::int64_t>(count)));
+        return found;
     }
 
     /// Drops what was accumulated, an open micro-batch included.

@@ -40,6 +40,12 @@ enum class AccumulateInto : std::int32_t {
     gradients = GA_ACCUMULATE_INTO_GRADIENTS,
     moments = GA_ACCUMULATE_INTO_MOMENTS
 };
+enum class SumFormat : std::int32_t {
+    float32 = GA_SUM_FLOAT32,
+    bfloat16_stochastic = GA_SUM_BFLOAT16_STOCHASTIC,
+    bfloat16_kahan = GA_SUM_BFLOAT16_KAHAN,
+    bfloat16 = GA_SUM_BFLOAT16
+};
 enum class OnNonFinite : std::int32_t { skip = GA_ON_NON_FINITE_SKIP, raise = GA_ON_NON_FINITE_RAISE };
 enum class Outcome : std::int32_t {
     applied = GA_STEP_APPLIED,

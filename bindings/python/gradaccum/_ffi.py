@@ -50,6 +50,7 @@ THRESHOLD_RELATIVE, THRESHOLD_ABSOLUTE = 0, 1
 SCALING_NONE, SCALING_LINEAR, SCALING_SQRT = 0, 1, 2
 NORMALIZATION_WEIGHT, NORMALIZATION_SUM = 0, 1
 ACCUMULATE_INTO_GRADIENTS, ACCUMULATE_INTO_MOMENTS = 0, 1
+SUM_FLOAT32, SUM_BFLOAT16_STOCHASTIC, SUM_BFLOAT16_KAHAN, SUM_BFLOAT16 = 0, 1, 2, 3
 ON_NON_FINITE_SKIP, ON_NON_FINITE_RAISE = 0, 1
 WEIGHT_LATER = -1e300
 STEP_APPLIED, STEP_SKIPPED_NON_FINITE, STEP_SKIPPED_ZERO_WEIGHT, STEP_SKIPPED_OUTLIER = 0, 1, 2, 3
@@ -433,6 +434,8 @@ class AccumulatorOptions(_Sized):
         ("max_loss_z_score", c_double),
         ("max_norm_z_score", c_double),
         ("outlier_warmup", c_int64),
+        ("sum_format", c_int32),
+        ("count_underflow", c_int32),
     ]
     _defaults_ = (("accumulation_steps", 1), ("agc_eps", 1e-3), ("outlier_warmup", 32))
 
@@ -461,6 +464,7 @@ class Report(_Sized):
         ("forward_backward_seconds", c_double),
         ("step_seconds", c_double),
         ("retries", c_int64),
+        ("underflow", c_double),
     ]
 
 
@@ -659,6 +663,7 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_data_begin": (_Status, (_handle,)),
     "ga_data_end": (_Status, (_handle, c_int32, POINTER(Report))),
     "ga_gradient_norms": (_Status, (_handle, POINTER(c_double), c_int64)),
+    "ga_stagnation": (_Status, (_handle, POINTER(c_int64), POINTER(c_int64), c_int64)),
     "ga_zero": (_Status, (_handle,)),
     "ga_accumulated_gradient": (_Status, (_handles, _handle, c_int64)),
 }

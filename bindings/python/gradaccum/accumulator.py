@@ -30,6 +30,12 @@ Tail = Literal["step", "carry", "drop"]
 _TAILS = {"step": _ffi.TAIL_STEP, "carry": _ffi.TAIL_CARRY, "drop": _ffi.TAIL_DROP}
 _NORMALIZATIONS = {"weight": _ffi.NORMALIZATION_WEIGHT, "sum": _ffi.NORMALIZATION_SUM}
 _DESTINATIONS = {"gradients": _ffi.ACCUMULATE_INTO_GRADIENTS, "moments": _ffi.ACCUMULATE_INTO_MOMENTS}
+_SUM_FORMATS = {
+    "float32": _ffi.SUM_FLOAT32,
+    "bfloat16_stochastic": _ffi.SUM_BFLOAT16_STOCHASTIC,
+    "bfloat16_kahan": _ffi.SUM_BFLOAT16_KAHAN,
+    "bfloat16": _ffi.SUM_BFLOAT16,
+}
 _ON_NON_FINITE = {"skip": _ffi.ON_NON_FINITE_SKIP, "raise": _ffi.ON_NON_FINITE_RAISE}
 
 
@@ -69,6 +75,11 @@ class Accumulator(Handle):
     accumulate_into: "gradients", or the "moments" of Adam or AdamW (AdamA, arXiv 2305.19982), for which gradients
         are in memory until their micro-batch is committed, and no longer. That needs the normalization "sum" and
         gives up law 1, clipping, limits on outliers and dropping a window: see ga_accumulator_create.
+    sum_format: what sums of gradients are kept in. "bfloat16_stochastic" takes half of the memory of "float32", and
+        rounds at random with no error on average, to the same bits for every split; "bfloat16_kahan" keeps beside the
+        sum what was added too much, and takes as much as "float32"; with "bfloat16" alone, additions of less than about
+        1/512 of the sum are lost, see stagnation(). They exclude moments, max_grad_value and agc_clipping.
+    count_underflow: finds out the underflow of the report.
     on_non_finite: what becomes of a window, or in isolated mode a micro-batch, that is not finite: "skip", or
         "raise" for GANonFiniteError. It is dropped in either case.
     skip_handler: asked instead, and about outliers, with the report; returns a Decision.
@@ -96,6 +107,8 @@ class Accumulator(Handle):
         isolated: bool = False,
         normalization: str = "weight",
         accumulate_into: str = "gradients",
+        sum_format: str = "float32",
+        count_underflow: bool = False,
         on_non_finite: str = "skip",
         skip_handler: SkipHandler | None = None,
         max_consecutive_skips: int = 0,
@@ -121,6 +134,8 @@ class Accumulator(Handle):
             max_loss_z_score=max_loss_z_score,
             max_norm_z_score=max_norm_z_score,
             outlier_warmup=outlier_warmup,
+            sum_format=constant_of("sum_format", sum_format, _SUM_FORMATS),
+            count_underflow=int(count_underflow),
         )
         out = c_void_p()
         lib.ga_accumulator_create(byref(out), optimizer.handle, byref(options))
@@ -442,6 +457,19 @@ class Accumulator(Handle):
         norms = np.empty(len(self.optimizer.parameters))
         lib.ga_gradient_norms(self.handle, norms.ctypes.data_as(POINTER(c_double)), norms.size)
         return norms
+
+    def stagnation(self) -> tuple[np.ndarray, np.ndarray]:
+        """What became of additions to each parameter's sum in bfloat16, in the window of the last step: additions of numbers
+        other than 0 to elements, and how many of them have changed nothing. With "bfloat16_stochastic" many do by
+        design; otherwise their share tells how much of the gradient is lost."""
+        additions, unchanged = (np.empty(len(self.optimizer.parameters), np.int64) for _ in range(2))
+        lib.ga_stagnation(
+            self.handle,
+            additions.ctypes.data_as(POINTER(c_int64)),
+            unchanged.ctypes.data_as(POINTER(c_int64)),
+            additions.size,
+        )
+        return additions, unchanged
 
     def zero(self) -> None:
         """Drops what was accumulated, an open micro-batch included."""

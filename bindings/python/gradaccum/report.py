@@ -52,6 +52,7 @@ class Report:
     non_finite_parameter: int | None  # the first with a NaN or an infinity
     non_finite_micro_batch: int | None  # where that came in, if it is known
     retries: int  # how often the window was computed again after an overflow
+    underflow: float  # with count_underflow, the share of gradients that rounding to a half format made 0
     # What it took, by which reports are not compared.
     accumulator_bytes: int = field(compare=False)
     tensor_bytes: int = field(compare=False)  # of all tensors of the process

@@ -1,0 +1,36 @@
+import CShims
+
+/// Counts the numbers that rounding to a half format makes 0, of the gradients that a window's backward passes round: those of
+/// the results of linear layers, of attention, and of the logits of a fused head.
+final class Underflow {
+    /// That were not 0 before.
+    private var rounded = 0
+    private var flushed = 0
+
+    /// The share of numbers other than 0 that have become 0; 0 where nothing was rounded.
+    var share: Double { rounded == 0 ? 0 : Double(flushed) / Double(rounded) }
+
+    func empty() { (rounded, flushed) = (0, 0) }
+
+    /// Counts in a gradient that is about to be rounded to `dtype`.
+    func count(_ gradient: Tensor, _ dtype: DType) throws(GAError) {
+        guard dtype != .float32 else { return }
+        let pieces = Pieces([gradient.elementCount])
+        try count(tiles: pieces.count) { (counts) throws(GAError) in
+            try Runtime.parallel(tiles: pieces.count) { piece in
+                let (_, start, size) = pieces[piece]
+                Runtime.kernels.count_flushed(gradient.floats + start, dtype.format, Int64(size), counts + 2 * piece)
+            }
+        }
+    }
+
+    /// Adds up what `body` writes for each of some tiles: numbers other than 0, and those of them that become 0.
+    func count(tiles: Int, _ body: (UnsafeMutablePointer<Int64>) throws(GAError) -> Void) throws(GAError) {
+        var counts = [Int64](repeating: 0, count: 2 * max(tiles, 1))
+        try counts.withUnsafeMutableBufferPointer { (counts) throws(GAError) in try body(counts.baseAddress!) }
+        for tile in 0..<tiles {
+            rounded += Int(counts[2 * tile])
+            flushed += Int(counts[2 * tile + 1])
+        }
+    }
+}

@@ -1,0 +1,1 @@
+../Kernels/BF16Sums.swift
