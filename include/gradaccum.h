@@ -929,6 +929,17 @@ ga_status ga_average_swap_out(ga_average *average);
 /* Starts anew from the weights as they are, such as after they were loaded. Errors: STATE while one is swapped in. */
 ga_status ga_average_reset(ga_average *average);
 
+/* The updates that the average has seen since it was created, reset or loaded. */
+ga_status ga_average_updates(const ga_average *average, int64_t *out);
+
+/*
+ * Goes on from averages of before: one float32 tensor per parameter, in the optimizer's order and with its shape, which
+ * are copied, and the updates that they had seen. All is checked before anything changes.
+ * Errors: INVALID_ARGUMENT for another count, or updates below 0 or above 2^53; DTYPE; SHAPE; STATE while an average of
+ * the optimizer is swapped in; OUT_OF_MEMORY.
+ */
+ga_status ga_average_load(ga_average *average, const ga_tensor *const *weights, int64_t count, int64_t updates);
+
 /* ====== Splitting a batch =============================================================================== */
 /*
  * Cuts a batch of samples into micro-batches of consecutive samples: micro-batch i holds the samples

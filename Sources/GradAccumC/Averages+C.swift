@@ -52,6 +52,23 @@ public func ga_average_reset(_ handle: OpaquePointer!) -> ga_status {
     guarded { () throws(GAError) in try average(handle).reset() }
 }
 
+@_cdecl("ga_average_updates") @implementation
+public func ga_average_updates(_ handle: OpaquePointer!, _ out: UnsafeMutablePointer<Int64>!) -> ga_status {
+    guarded { () throws(GAError) in
+        let average = try average(handle)
+        try required(out, "out").pointee = Int64(average.updateCount)
+    }
+}
+
+@_cdecl("ga_average_load") @implementation
+public func ga_average_load(
+    _ handle: OpaquePointer!, _ weights: UnsafePointer<OpaquePointer?>!, _ count: Int64, _ updates: Int64
+) -> ga_status {
+    guarded { () throws(GAError) in
+        try average(handle).load(try tensors(weights, count, "weights"), updateCount: Int(updates))
+    }
+}
+
 private func average(_ handle: OpaquePointer?) throws(GAError) -> WeightAverage {
     try borrow(handle, .average, "average")
 }

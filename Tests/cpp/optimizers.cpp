@@ -246,6 +246,12 @@ void averages() {
     average.swap_in();
     average.swap_out();
     EXPECT_THROWS(ga::StateError, "", average.swap_out());
+    EXPECT(average.updates() == 1);
+    std::vector<ga::Tensor> saved;
+    saved.push_back(average.weights(0));
+    average.load(saved, 5);
+    EXPECT(average.updates() == 5);
+    EXPECT_THROWS(ga::InvalidArgumentError, "count", average.load({}, 5));
     average.reset();
     ga::Average moved = std::move(average);
     EXPECT(moved.weights(0).to_vector<float>() == Values({4, 8}));

@@ -647,6 +647,18 @@ case("ga_average_create: a decay by weight", INVALID_ARGUMENT, "half_life")(
 )
 for index in (-1, 2, I64_MIN, I64_MAX):
     case(f"ga_average_weights: index {index}", INDEX, "index")(changed("ga_average_weights", 2, index))
+for count in (-1, 0, 1, 3, I64_MIN, I64_MAX):
+    case(f"ga_average_load: count {count}", INVALID_ARGUMENT, "count")(
+        lambda w, n=count: ("ga_average_load", w.average, handles(w.weight, w.bias, w.bias), n, 0)
+    )
+for updates in (-1, 2**53 + 1, I64_MIN, I64_MAX):
+    case(f"ga_average_load: updates {updates}", INVALID_ARGUMENT, "updates")(changed("ga_average_load", 3, updates))
+case("ga_average_load: of another shape", SHAPE, "weights[1]", "[4]")(
+    changed("ga_average_load", 1, lambda w: handles(w.weight, w.gain))
+)
+case("ga_average_load: of another type", DTYPE, "weights[1]", "int64")(
+    changed("ga_average_load", 1, lambda w: handles(w.weight, w.targets))
+)
 case("ga_average_swap_out: not in", STATE, "swap_in")(lambda w: ("ga_average_swap_out", w.average))
 
 # ------ splitting ------

@@ -207,6 +207,10 @@ def with_plateau(optimizer: int) -> int:
     return optimizer
 
 
+def averaged(w: World) -> list[int]:
+    return [made(raw.ga_average_weights, w.average, index) for index in range(len(w.parameters))]
+
+
 def swapped_in(average: int) -> int:
     ok(raw.ga_average_swap_in(average))
     return average
@@ -345,6 +349,8 @@ VALID: dict[str, Arguments] = {
     "ga_average_swap_in": lambda w: [made(raw.ga_average_create, w.free_optimizer, None)],
     "ga_average_swap_out": lambda w: [swapped_in(made(raw.ga_average_create, w.free_optimizer, None))],
     "ga_average_reset": lambda w: [w.average],
+    "ga_average_updates": lambda w: [w.average, patterned(c_int64)],
+    "ga_average_load": lambda w: [w.average, handles(*averaged(w)), len(averaged(w)), 3],
     "ga_split_by_count": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_size": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), 7, 3],
     "ga_split_by_tokens": lambda w: [patterned(c_int64 * 4), 4, patterned(c_int64), sizes(3, 4, 1, 5), 4, 6, 0],

@@ -174,3 +174,49 @@ def test_nothing_is_accumulated_or_swapped_while_the_weights_are_averages():
 def test_mistakes_are_named(options, words):
     with pytest.raises(ga.GAInvalidArgumentError, match=words):
         ga.WeightAverage(Training().optimizer, **options)
+
+
+def test_a_loaded_average_goes_on_to_the_bit():
+    def average_of(training: Training) -> ga.WeightAverage:
+        return ga.WeightAverage(training.optimizer, half_life=6, warmup=True)
+
+    training, plain = Training(), Training()
+    average, expected = average_of(training), average_of(plain)
+    for _ in range(5):
+        training.window()
+        plain.window()
+    saved = average.state_dict()
+    assert saved["updates"] == average.updates == 5
+    average.close()
+    resumed = average_of(training)
+    resumed.load_state_dict(saved)
+    for _ in range(5):
+        training.window()
+        plain.window()
+    assert resumed.updates == 10
+    assert same(averages(resumed), averages(expected))
+
+
+def test_what_is_not_loaded_changes_nothing():
+    training = Training()
+    average = ga.WeightAverage(training.optimizer, decay=0.5)
+    training.window()
+    before = average.state_dict()
+    halves = [x[::2] for x in before["weights"]]
+    for state, words in [
+        ({}, "nothing"),
+        ({**before, "weights": before["weights"][:1]}, "count is 1"),
+        ({**before, "weights": [before["weights"][0], halves[1]]}, "25000"),
+        ({**before, "weights": [x.astype(np.int64) for x in before["weights"]]}, "int64"),
+        ({**before, "updates": -1}, "updates is -1"),
+    ]:
+        with pytest.raises(ga.GAError, match=words):
+            average.load_state_dict(state)
+    with average.swapped(), pytest.raises(ga.GAStateError, match="swap_out"):
+        average.load_state_dict(before)
+    assert average.updates == 1
+    assert same(averages(average), before["weights"])
+    spread = [np.repeat(x, 2)[::2] for x in before["weights"]]
+    average.load_state_dict({"updates": 9, "weights": spread})
+    assert average.updates == 9
+    assert same(averages(average), before["weights"])

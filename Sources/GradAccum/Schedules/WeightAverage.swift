@@ -88,6 +88,39 @@ public final class WeightAverage {
         updateCount = 0
     }
 
+    /// Goes on from averages of before, one per parameter, that had seen so many updates. They are copied.
+    ///
+    /// All is checked before anything changes. Errors: `invalidArgument` for another number of them or an impossible
+    /// count; `dtype`, `shape`; `state` while an average is swapped in; `outOfMemory`.
+    public func load(_ weights: [Tensor], updateCount: Int) throws(GAError) {
+        try optimizer.requireOwnWeights("average_load")
+        guard weights.count == averages.count else {
+            throw GAError(
+                .invalidArgument,
+                "average_load: count is \(weights.count): it must be \(averages.count), one tensor per parameter")
+        }
+        guard (0...1 << 53).contains(updateCount) else {
+            throw GAError(.invalidArgument, "average_load: updates is \(updateCount): it must be in 0 ... \(1 << 53)")
+        }
+        var sources: [Tensor] = []
+        for (index, (given, average)) in zip(weights, averages).enumerated() {
+            guard given.dtype == .float32 else {
+                throw GAError(.dtype, "average_load: weights[\(index)] is \(given.dtype): it must be float32")
+            }
+            guard given.shape == average.shape else {
+                throw GAError(
+                    .shape,
+                    "average_load: weights[\(index)] has shape \(given.shape): it must be \(average.shape), the "
+                        + "parameter's")
+            }
+            sources.append(given.isContiguous ? given : try given.packedData())
+        }
+        for (source, average) in zip(sources, averages) {
+            average.floats.update(from: source.floats, count: source.elementCount)
+        }
+        self.updateCount = updateCount
+    }
+
     /// Exchanges the weights with their averages.
     ///
     /// Errors: `state` while this or another average is swapped in, and from within an accumulate or a step.

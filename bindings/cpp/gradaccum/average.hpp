@@ -3,6 +3,7 @@
 #define GRADACCUM_AVERAGE_HPP
 
 #include <cstdint>
+#include <vector>
 
 #include "optimizer.hpp"
 
@@ -40,6 +41,20 @@ public:
 
     /// Starts anew from the weights as they are.
     void reset() { check(ga_average_reset(handle())); }
+
+    /// The updates that it has seen since it was created, reset or loaded.
+    std::int64_t updates() const {
+        std::int64_t out = 0;
+        check(ga_average_updates(handle(), &out));
+        return out;
+    }
+
+    /// Goes on from averages of before, one per parameter, which are copied.
+    void load(const std::vector<Tensor> &weights, std::int64_t updates) {
+        std::vector<const ga_tensor *> handles;
+        for (const Tensor &each : weights) handles.push_back(each.handle());
+        check(ga_average_load(handle(), handles.data(), static_cast<std::int64_t>(handles.size()), updates));
+    }
 
 private:
     static ga_average *created(const Optimizer &optimizer, const AverageOptions &options) {

@@ -621,6 +621,8 @@ PROTOTYPES: dict[str, Prototype] = {
     "ga_average_swap_in": (_Status, (_handle,)),
     "ga_average_swap_out": (_Status, (_handle,)),
     "ga_average_reset": (_Status, (_handle,)),
+    "ga_average_updates": (_Status, (_handle, _int64s)),
+    "ga_average_load": (_Status, (_handle, _handles, c_int64, c_int64)),
     # Splitting a batch
     "ga_split_by_count": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
     "ga_split_by_size": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),

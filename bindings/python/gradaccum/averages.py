@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from ctypes import byref, c_void_p
+from ctypes import byref, c_int64, c_void_p
+from typing import Any
 
 from . import _ffi
 from ._ffi import lib
@@ -12,7 +13,7 @@ from ._handle import Handle
 from .errors import GAInvalidArgumentError
 from .optim import Optimizer
 from .schedules import clock_constant
-from .tensor import Tensor, make
+from .tensor import Tensor, make, tensor
 
 
 class WeightAverage(Handle):
@@ -73,3 +74,27 @@ class WeightAverage(Handle):
     def reset(self) -> None:
         """Starts anew from the weights as they are, such as after they were loaded."""
         lib.ga_average_reset(self.handle)
+
+    @property
+    def updates(self) -> int:
+        """The updates that it has seen since it was created, reset or loaded."""
+        value = c_int64()
+        lib.ga_average_updates(self.handle, byref(value))
+        return value.value
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the averages, in numpy arrays in the optimizer's order, and the updates that they have seen."""
+        weights = [self.weights(index).numpy().copy() for index in range(len(self.optimizer.parameters))]
+        return {"updates": self.updates, "weights": weights}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on from a state_dict() of an average over parameters of the same shapes. What it refuses changes
+        nothing."""
+        if set(state_dict) != {"updates", "weights"}:
+            raise GAInvalidArgumentError(
+                f"load_state_dict: state_dict has {', '.join(sorted(state_dict)) or 'nothing'}, and updates and weights "
+                "are needed: pass what state_dict() returned"
+            )
+        weights = [tensor(each) for each in state_dict["weights"]]
+        handles = (c_void_p * len(weights))(*(each.handle for each in weights))
+        lib.ga_average_load(self.handle, handles, len(weights), state_dict["updates"])
