@@ -111,7 +111,7 @@ final class EmbeddedPythonTests: XCTestCase {
 
     /// The newest Python whose shared library is installed, with the package and numpy on its path.
     private func interpreter() throws -> Interpreter {
-        for minor in (10...15).reversed() {
+        for minor in (9...15).reversed() {
             // Global, as extension modules such as numpy's look for their symbols in the process.
             guard let library = dlopen("libpython3.\(minor).so.1.0", RTLD_NOW | RTLD_GLOBAL) else { continue }
             let site = "\(Self.root)/build/venv/lib/python3.\(minor)/site-packages"

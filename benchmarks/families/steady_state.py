@@ -37,7 +37,7 @@ def own_time(lab: Lab) -> Measured:
 
 
 def call_time(lab: Lab) -> Measured:
-    answer = lab.child("accumulate_calls_ours", {"rounds": lab.rounds(30, 10)}, threads=1)
+    answer = lab.child("accumulate_calls_ours", {"calls": lab.rounds(3000, 1000)})
     notes = [f"a call with a loss that one of the 150 parameters is in: {1e6 * median(answer['loss']):.1f} µs"]
     return Measured(1e6 * median(answer["gradients"]), None, "µs/call", None, notes=notes)
 

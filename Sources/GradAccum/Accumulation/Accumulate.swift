@@ -67,7 +67,7 @@ extension Accumulator {
                 return
             }
             let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
-            try Runtime.parallel(tiles: pieces.count) { tile in
+            try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { tile in
                 let (index, start, count) = pieces[tile]
                 destination[index].dense[0].add(
                     gradients[index]! + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)
@@ -107,7 +107,7 @@ extension Accumulator {
         if let sum = destination[index].rounded.first { return try sum.add(gradient, dtype, scale: factor) }
         let buffer = destination[index].dense[0]
         let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount]))
-        try Runtime.parallel(tiles: pieces.count) { tile in
+        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { tile in
             let (_, start, count) = pieces[tile]
             buffer.add(
                 gradient + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)

@@ -87,7 +87,7 @@ enum Clipping: Equatable {
         guard missing > 0 && scale > 0 else { return (Float(scale), 1) }
         let part = Float(sign: .plus, exponent: -min(missing, 100), significand: 1)
         let pieces = Pieces(sums.map { $0?.elementCount ?? 0 })
-        try Runtime.parallel(tiles: pieces.count) { piece in
+        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { piece in
             let (index, start, count) = pieces[piece]
             let sum = sums[index]!.floats + start
             Runtime.kernels.add_scaled(sum, sum, SHIMS_F32, part, Int64(count), 0)

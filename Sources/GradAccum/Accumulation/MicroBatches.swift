@@ -152,7 +152,7 @@ extension Accumulator {
             return nil
         }
         let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
-        try Runtime.parallel(tiles: pieces.count) { [sums, sumsExceedCaches] tile in
+        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { [sums, sumsExceedCaches] tile in
             let (index, start, count) = pieces[tile]
             sums[index].dense[0].add(
                 gradients[index]!.floats + start, .float32, scale, from: start, count: count, sumsExceedCaches)

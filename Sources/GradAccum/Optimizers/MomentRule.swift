@@ -52,7 +52,7 @@ extension Optimizer {
         let rule = try momentRule(rule)
         let pieces = Pieces(zip(parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
         let (beta2, weight1, weight2) = (Float(rule.beta2), Float(1 - rule.beta1), Float(1 - rule.beta2))
-        try Runtime.parallel(tiles: pieces.count) { [slots, isInMoments] tile in
+        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { [slots, isInMoments] tile in
             let (index, start, count) = pieces[tile]
             var options = shims_moments(
                 gradient_scale: scale, beta2: beta2, weight1: weight1, weight2: weight2,
@@ -83,7 +83,7 @@ extension Optimizer {
             options.append(try momentRule(own).options(update))
         }
         let pieces = Pieces(updated.map { parameters[$0].elementCount })
-        try Runtime.parallel(tiles: pieces.count) { [parameters, slots] tile in
+        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { [parameters, slots] tile in
             let (place, start, count) = pieces[tile]
             let index = updated[place]
             withUnsafePointer(to: options[place]) {

@@ -3,10 +3,13 @@ struct Pieces {
     /// A multiple of any unit that a rule works in, such as a block of quantised state.
     static let grain = 32768
     private let arrayCount: Int
+    /// Of all arrays.
+    let elementCount: Int
     private var entries: [(index: Int, start: Int, count: Int)] = []
 
     init(_ sizes: [Int]) {
         arrayCount = sizes.count
+        elementCount = sizes.reduce(0, +)
         for (index, size) in sizes.enumerated() {
             for start in stride(from: 0, to: size, by: Pieces.grain) {
                 entries.append((index, start, min(Pieces.grain, size - start)))
@@ -21,7 +24,7 @@ struct Pieces {
     ///
     /// They are added in the order of the pieces, so that the number of threads changes no bit.
     func sums(_ body: (Int, Range<Int>) throws(GAError) -> SIMD2<Double>) throws(GAError) -> [SIMD2<Double>] {
-        let terms = try collect(count) { piece throws(GAError) in
+        let terms = try collect(count, elements: elementCount) { piece throws(GAError) in
             let (index, start, count) = entries[piece]
             return try body(index, start..<(start + count))
         }
@@ -31,14 +34,16 @@ struct Pieces {
     }
 }
 
-/// The results of `body` for the tiles `0 ..< tiles`, which run on all threads.
+/// The results of `body` for the tiles `0 ..< tiles`, which have that many elements in all and run on all threads.
 func collect(
-    _ tiles: Int, _ body: (Int) throws(GAError) -> SIMD2<Double>
+    _ tiles: Int, elements: Int = .max, _ body: (Int) throws(GAError) -> SIMD2<Double>
 ) throws(GAError) -> [SIMD2<Double>] {
     var results = [SIMD2<Double>](repeating: .zero, count: tiles)
     try results.withUnsafeMutableBufferPointer { (results) throws(GAError) in
         let results = UnsafeMutableBufferPointer(rebasing: results[...])
-        try Runtime.parallel(tiles: tiles) { tile throws(GAError) in results[tile] = try body(tile) }
+        try Runtime.parallel(tiles: tiles, elements: elements) { tile throws(GAError) in
+            results[tile] = try body(tile)
+        }
     }
     return results
 }

@@ -74,16 +74,22 @@ public enum Runtime {
         }
     }
 
-    /// Runs `body` for the tiles `0 ..< tiles` on the threads of the library.
+    /// Runs `body` for the tiles `0 ..< tiles` on the threads of the library, or if the tiles have few `elements` in all,
+    /// on the caller's: to wake a thread takes longer than they do.
     ///
     /// `body` makes no array and no object: the first of its type is made under a lock of Swift's, which two threads
     /// wait for forever in the child of a `fork()`, as it knows threads by numbers from before.
-    static func parallel(tiles: Int, _ body: (Int) throws(GAError) -> Void) throws(GAError) {
+    static func parallel(
+        tiles: Int, elements: Int = .max, _ body: (Int) throws(GAError) -> Void
+    ) throws(GAError) {
         guard tiles > 0 else { return }
         let mode = shims_enter_compute()
         defer { shims_leave_compute(mode) }
         // A single tile needs no pool, and so not its lock either.
-        if tiles == 1 { return try body(0) }
+        if tiles == 1 || elements <= Pieces.grain {
+            for tile in 0..<tiles { try body(tile) }
+            return
+        }
         try currentPool().run(tiles: tiles) { (tile, _) throws(GAError) in try body(tile) }
     }
 
