@@ -5,6 +5,7 @@
 # make foreign  runs the tests and examples of PyTorch, Hugging Face and JAX, which make test skips without them
 # make bench    compares with PyTorch and JAX, row by row (BENCH_ARGS="--only gpt-char-f32 --quick")
 # make wheel    builds the Python package with the library in it, to dist/
+# make convergence trains a small GPT in every precision, three seeds of each (about 15 minutes), and draws the losses
 # make examples builds the C and C++ programs into build/examples/
 # make format   formats the Swift sources
 
@@ -22,6 +23,7 @@ EXAMPLES += build/examples/embed_python
 endif
 VENV := build/venv
 BENCH_VENV := build/bench-venv
+PLOT_VENV := build/plot-venv
 WHEEL_VENV := build/wheel-venv
 FOREIGN_VENV := build/foreign-venv
 FOREIGN_TESTS := torch torch_amp torch_state jax gpt2 digits dlpack exchange arrays zero_copies
@@ -29,7 +31,7 @@ FOREIGN_TESTS := torch torch_amp torch_state jax gpt2 digits dlpack exchange arr
 TALLY := $(CURDIR)/build/laws.tally
 
 .PHONY: all library examples demo test test-swift test-header test-python test-wheel wheel laws laws-long foreign bench \
-    format clean
+    convergence format clean
 
 all: library
 
@@ -116,11 +118,16 @@ foreign: library $(FOREIGN_VENV)/ready
 bench: library $(BENCH_VENV)/ready
 	$(BENCH_VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)
 
+convergence: examples $(PLOT_VENV)/ready
+	@command -v bible >/dev/null || scripts/install-packages.sh bible-kjv
+	GRADACCUM_LIBRARY=$(CURDIR)/$(LIBRARY) $(PLOT_VENV)/bin/python benchmarks/convergence.py $(CONVERGENCE_ARGS)
+
 $(VENV)/ready: Tests/python/requirements.txt
 $(BENCH_VENV)/ready: benchmarks/requirements.txt
 $(WHEEL_VENV)/ready: scripts/wheel-requirements.txt
 $(FOREIGN_VENV)/ready: Tests/python/requirements-foreign.txt Tests/python/requirements.txt benchmarks/requirements.txt
-$(VENV)/ready $(BENCH_VENV)/ready $(WHEEL_VENV)/ready $(FOREIGN_VENV)/ready:
+$(PLOT_VENV)/ready: benchmarks/plot-requirements.txt
+$(VENV)/ready $(BENCH_VENV)/ready $(WHEEL_VENV)/ready $(FOREIGN_VENV)/ready $(PLOT_VENV)/ready:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install -q -r $<
 	@touch $@

@@ -1,7 +1,8 @@
 """Memory of one update of GPT-2 at an effective batch of 64 x 256 tokens, in every way to have less of it.
 
 Peaks do not depend on how many micro-batches a window has, in PyTorch as in ours (row window-memory), so windows of two
-show them. What does not fit is computed: what a sample takes is what the peak grows by with one sample more.
+show them. What does not fit is computed: what a sample takes is what the peak grows by with more samples, of so many that
+it is reached in backward and not at the step.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from lab.rows import Measured, Row, at_least
 from .gpt_runs import MODELS
 
 SAMPLES = 64
+FEW, MANY = 4, 8
 ONE = {**MODELS["gpt2-124m"], "batch": 1, "window": 2}
 
 # By name: what is asked of the child.
@@ -28,6 +30,7 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 def peak(lab: Lab, script: str, config: dict[str, int], **more: Any) -> float:
+    # One update more than the warm-up, so that PyTorch's optimizer has its state in backward.
     settings = {"config": config, "dtype": "f32", "warm_up": config["window"], "updates": 1, **more}
     lab.progress(f"{script} {more}")
     return float(lab.training(script, settings)["peak_mib"])
@@ -35,13 +38,13 @@ def peak(lab: Lab, script: str, config: dict[str, int], **more: Any) -> float:
 
 def measure(lab: Lab) -> Measured:
     accumulating = peak(lab, "gpt_pytorch", ONE)
-    three, one = (peak(lab, "gpt_pytorch", {**ONE, "batch": batch, "window": 1}) for batch in (3, 1))
-    sample = (three - one) / 2
-    full = one + (SAMPLES - 1) * sample
+    few, many = (peak(lab, "gpt_pytorch", {**ONE, "batch": batch, "window": 1}) for batch in (FEW, MANY))
+    sample = (many - few) / (MANY - FEW)
+    full = many + (SAMPLES - MANY) * sample
     found = {name: peak(lab, "gpt_ours", ONE, **more) for name, more in OURS.items()}
     notes = [
-        f"the peer is PyTorch f32 with the full batch, computed: {one:,.0f} MiB with one sample and {sample:,.0f} MiB for "
-        "each more; peaks are those of the whole process",
+        f"the peer is PyTorch f32 with the full batch, computed: {many:,.0f} MiB with {MANY} samples and {sample:,.0f} "
+        "MiB for each more; peaks are those of the whole process",
         f"PyTorch f32, accumulating micro-batches of one sample: {accumulating:,.0f} MiB, {full / accumulating:.1f}x less",
     ]
     notes += [f"{name}: {mib:,.0f} MiB, {full / mib:.1f}x less" for name, mib in found.items()]
