@@ -181,3 +181,26 @@ def test_jax_arrays_are_read_only_tensors():
         with pytest.raises(ValueError, match="read-only"):
             shared.fill_(1)
     assert (jax.dlpack.from_dlpack(ga.tensor([1.0, 2.0])) == jnp.array([1.0, 2.0])).all()
+
+
+def test_params_are_the_averages_while_these_are_swapped_in():
+    accumulator = gaj.Accumulator(parameters(), sgd)
+    average = ga.WeightAverage(accumulator.optimizer, 0.9)
+    for update in range(2):
+        x, y = batch(update)
+        accumulator.accumulate(jax.grad(mean_loss)(accumulator.params, x, y), 8.0)
+
+    def leaves() -> list[bytes]:
+        return [np.asarray(leaf).tobytes() for leaf in jax.tree_util.tree_leaves(accumulator.params)]
+
+    own = leaves()
+    with average.swapped():
+        assert leaves() != own
+    assert leaves() == own
+
+
+def test_last_micro_batch_may_have_its_weight_later():
+    accumulator = gaj.Accumulator(parameters(), sgd, accumulation_steps=1, loss_reduction="sum")
+    accumulator.accumulate(jax.grad(mean_loss)(accumulator.params, *batch(0)), None)
+    accumulator.set_weight(0, 8.0)
+    assert accumulator.step().weight == 8

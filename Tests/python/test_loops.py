@@ -224,3 +224,19 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing():
         with pytest.raises(ga.GAStateError, match="in progress"):
             acc.state_dict()
         mb.abort()
+
+
+def test_a_micro_batch_that_is_over_touches_no_other():
+    weight, accumulator = one(isolated=True)
+    stale = accumulator.micro_batch()
+    accumulator.zero()
+    current = accumulator.micro_batch()
+    accumulator.accumulate_gradients([np.ones(weight.shape, np.float32)], 0.0, 1.0)
+    for call in (stale.commit, stale.abort):
+        with pytest.raises(ga.GAStateError, match="micro-batch 0 is not open"):
+            call()
+    assert accumulator.window().micro_batches == 0
+    current.commit()
+    assert accumulator.window().micro_batches == 1
+    with accumulator.micro_batch():
+        accumulator.zero()

@@ -555,3 +555,28 @@ def test_scaler_of_another_kind_is_refused():
     window = Window("own")
     with pytest.raises(ga.GAInvalidArgumentError, match="scaler is no live ga_loss_scaler"):
         ga.accumulator.lib.ga_accumulator_set_loss_scaler(window.accumulator.handle, window.optimizer.handle)
+
+
+def test_scales_that_are_too_far_apart_are_refused_and_lose_nothing():
+    ones = [np.ones(4, np.float32)]
+    for loss_scale, gradient_scale in ((2.0**-64, 2.0**64), (2.0**64, 2.0**-64)):
+        parameter = ga.tensor(np.ones(4, np.float32), requires_grad=True)
+        scaler = ga.LossScaler(loss_scale, dynamic=False)
+        window = ga.Accumulator(ga.SGD([parameter], lr=1.0), loss_scaler=scaler)
+        with pytest.raises(ga.GAInvalidArgumentError, match="gradient_scale is .* beyond float32"):
+            window.accumulate_gradients(ones, 0.0, 1.0, scale=gradient_scale)
+        assert window.window().micro_batches == 0
+        window.accumulate_gradients([np.full(4, loss_scale, np.float32)], 0.0, 1.0, scale=loss_scale)
+        assert window.step().outcome == APPLIED
+        assert parameter.numpy().tolist() == [0.0] * 4
+
+
+def test_declined_retry_reports_its_own_window():
+    parameter = ga.tensor(np.ones(4, np.float32), requires_grad=True)
+    window = ga.Accumulator(
+        ga.SGD([parameter]), loss_scaler=ga.LossScaler(4.0), retry_handler=lambda report: False, sum_format="bfloat16"
+    )
+    window.accumulate_gradients([np.full(4, np.inf, np.float32)], 0.0, 1.0)
+    assert window.step().outcome == OVERFLOW
+    assert not np.isfinite(window.gradient_norms()).any()
+    assert list(window.stagnation()[0]) == [4]

@@ -306,7 +306,7 @@ def scenario(call: Retry, create: str) -> tuple[list[bytes], int]:
     return result, report.update_count
 
 
-def isolated_scenario(call: Retry) -> list[bytes]:
+def isolated_scenario(call: Retry, sum_format: int) -> list[bytes]:
     """Two windows of micro-batches that are begun and committed, with parameters at several places. The last one is larger
     than any activation, so that its sum finds no memory that is free again."""
     rng = np.random.default_rng(6)
@@ -317,7 +317,7 @@ def isolated_scenario(call: Retry) -> list[bytes]:
         call(raw.ga_tensor_set_requires_grad, handle, 1)
         parameters.append(handle)
     owner = call.made(raw.ga_adamw_create, handles(*parameters), 5, None)
-    window = call.made(raw.ga_accumulator_create, owner, _ffi.AccumulatorOptions(isolated=1))
+    window = call.made(raw.ga_accumulator_create, owner, _ffi.AccumulatorOptions(isolated=1, sum_format=sum_format))
     ones = np.ones((12, 12), np.float32)
 
     def accumulate(batch: np.ndarray) -> None:
@@ -351,17 +351,17 @@ def isolated_scenario(call: Retry) -> list[bytes]:
     return result
 
 
-def isolated_out_of_memory() -> list[int]:
+def isolated_out_of_memory(sum_format: int) -> list[int]:
     """Fails each allocation of that scenario in turn."""
     allocator = Allocator(SMALL)
     allocator.install()
-    expected = isolated_scenario(Retry(allocator))
+    expected = isolated_scenario(Retry(allocator), sum_format)
     refusals = 0
     for n in range(1, 10_000):
         ok(raw.ga_memory_trim())
         allocator.calls, allocator.refused, allocator.fail_at = 0, 0, n
         call = Retry(allocator, way_out="abort")
-        assert isolated_scenario(call) == expected, f"allocation {n} changed the result"
+        assert isolated_scenario(call, sum_format) == expected, f"allocation {n} changed the result"
         assert not allocator.mistakes, allocator.mistakes
         refusals += call.refusals
         if not allocator.refused:
@@ -405,9 +405,10 @@ def out_of_memory(most: int, for_good: bool, create: str) -> list[int]:
     return [n, refusals]
 
 
-def test_every_allocation_of_isolated_micro_batches_may_fail():
+@pytest.mark.parametrize("sum_format", [_ffi.SUM_FLOAT32, _ffi.SUM_BFLOAT16_KAHAN])
+def test_every_allocation_of_isolated_micro_batches_may_fail(sum_format):
     """A commit that is refused can be made again, and a micro-batch that broke is aborted alone."""
-    allocations, refusals = in_new_process(isolated_out_of_memory)
+    allocations, refusals = in_new_process(isolated_out_of_memory, sum_format)
     assert allocations > 20 and refusals == allocations - 1
 
 

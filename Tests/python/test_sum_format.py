@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import gradaccum as ga
@@ -311,3 +312,26 @@ def test_underflow_of_logits_and_attention_is_counted_and_only_on_request():
             window.accumulate(loss * ga.tensor(np.float32(2e-7)), weight=1)
         assert window.window().underflow == (10 / 11 if asked else 0)
         window.zero()
+
+
+@pytest.mark.law(NO_TRACE)
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_micro_batches_that_do_not_count_leave_no_underflow(is_dropped):
+    parameter = ga.tensor(np.ones((3, 4), np.float32), requires_grad=True)
+    window = ga.Accumulator(ga.SGD([parameter]), count_underflow=True, isolated=True)
+
+    def loss(factor: float) -> ga.Tensor:
+        return ga.sum(ga.linear(ga.tensor(np.ones((2, 4), np.float32)), parameter) * factor)
+
+    with ga.compute_dtype("float16"):
+        window.accumulate(loss(1.0), weight=1)
+        micro_batch = window.micro_batch()
+        window.accumulate(loss(1e-20), weight=1)
+        assert window.window().underflow == 0.5
+        if is_dropped:
+            window.accumulate(ga.tensor(np.float32(math.inf)) * ga.sum(parameter), weight=1)
+            micro_batch.commit()
+        else:
+            micro_batch.abort()
+    report = window.step()
+    assert (report.underflow, report.micro_batches, report.aborted_micro_batches) == (0.0, 1, 1)

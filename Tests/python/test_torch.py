@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -577,3 +578,17 @@ def test_parameter_groups_keep_their_settings():
         reference_optimizer.step()
         reference_optimizer.zero_grad()
     assert difference(ours, theirs) < 1e-5
+
+
+def test_collect_that_is_refused_leaves_the_gradients():
+    model = mlp()
+    accumulator = gat.Accumulator(ga.SGD(gat.parameters(model), lr=LR))
+    functional.cross_entropy(model(data(mlp, 2, 0)[0]), data(mlp, 2, 0)[1]).backward()
+    gradient = model[0].weight.grad
+    refused = [(-1, 1.0, "weight is -1"), (math.nan, 1.0, "weight is nan"), (2, 0.0, "loss_scale is 0")]
+    for weight, loss_scale, words in refused:
+        with pytest.raises(ga.GAInvalidArgumentError, match=words):
+            accumulator.collect(weight, loss_scale=loss_scale)
+        assert model[0].weight.grad is gradient
+    accumulator.collect(2)
+    assert accumulator.last_report.weight == 2

@@ -53,12 +53,20 @@ extension Accumulator {
             return try accumulateIntoMoments(gradients, gradientScale: gradientScale, loss: loss, weight: weight)
         }
         try add(loss: loss, weight: weight, since: nil, "accumulate_gradients") { () throws(GAError) in
+            let factor = Float(lossScale / gradientScale)
+            guard factor.isNormal else {
+                throw GAError(
+                    .invalidArgument,
+                    "accumulate_gradients: gradient_scale is \(gradientScale) and the loss scale \(lossScale): what is "
+                        + "between them is beyond float32")
+            }
             let destination = destination
             for (index, gradient) in gradients.enumerated() where gradient != nil {
                 try destination[index].prepareDense(optimizer.parameters[index], update: optimizer.updateCount)
             }
-        } run: { (_, scale) throws(GAError) in
-            let factor = scale * Float(lossScale / gradientScale)
+            return factor
+        } run: { (quotient: Float, scale) throws(GAError) in
+            let factor = scale * quotient
             let (destination, pastCaches) = (destination, sumsExceedCaches)
             guard options.isIsolated || options.sumFormat == .float32 else {
                 for case (let sum, let gradient?) in zip(destination, gradients) {
@@ -98,13 +106,20 @@ extension Accumulator {
             throw GAError(.dtype, "\(operation): dtype is \(dtype), and a floating type is needed")
         }
         let factor = Float(scale * lossScale)
-        guard factor.isFinite else {
-            throw GAError(.invalidArgument, "\(operation): scale is \(scale): it must be finite in float32")
+        guard factor.isNormal || scale == 0 else {
+            throw GAError(
+                .invalidArgument,
+                "\(operation): scale is \(scale): it must be finite and no denormal in float32, times the loss scale "
+                    + "\(lossScale)")
         }
         let parameter = optimizer.parameters[index]
         try destination[index].prepareDense(parameter, update: optimizer.updateCount)
+        if let sum = destination[index].rounded.first {
+            try sum.add(gradient, dtype, scale: factor)
+            window.microBatch?.hasGradients = true
+            return
+        }
         window.microBatch?.hasGradients = true
-        if let sum = destination[index].rounded.first { return try sum.add(gradient, dtype, scale: factor) }
         let buffer = destination[index].dense[0]
         let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount]))
         try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { tile in
@@ -155,6 +170,7 @@ extension Accumulator {
             window.isBroken = true
         } else if isAlone {
             for gradient in scratch { gradient.empty() }
+            underflow?.rollBack()
         } else {
             window.microBatch?.isBroken = true
         }

@@ -57,6 +57,7 @@ extension Accumulator {
                     + "window with zero, and create the accumulator in isolated mode to abort")
         }
         for gradient in scratch { gradient.empty() }
+        underflow?.rollBack()
         end(open)
         window.aborted += 1
     }
@@ -98,6 +99,7 @@ extension Accumulator {
             }
             end(microBatch)
             if let found {
+                underflow?.rollBack()
                 window.aborted += 1
                 window.firstNonFinite = window.firstNonFinite ?? found
                 return try dropped(found, operation)
@@ -121,6 +123,7 @@ extension Accumulator {
         consecutiveDrops = 0
         window.isCarried = false
         window.count(microBatch)
+        underflow?.commit()
     }
 
     private func end(_ microBatch: MicroBatch) {
@@ -146,8 +149,13 @@ extension Accumulator {
         }
         let scale = microBatch.scale
         guard options.sumFormat == .float32 else {
+            // In place, as memory to scale into may not be had once a sum has changed.
             for case (let sum, let gradient?) in zip(sums, gradients) {
-                try sum.rounded[0].add(gradient.floats, .float32, scale: scale)
+                let values = gradient.floats
+                if scale != 1 {
+                    Runtime.kernels.add_scaled(values, values, SHIMS_F32, scale, Int64(gradient.elementCount), 0)
+                }
+                try sum.rounded[0].add(UnsafePointer(values))
             }
             return nil
         }

@@ -47,6 +47,9 @@ extension Accumulator {
         var hasOverflow = try isOverflown()
         defer { noteEnd(hasOverflow ? .overflow : isApplied ? .finite : .nothing, under: report.lossScale) }
         while hasOverflow, let retryHandler, lossScaler?.lowerForRetry(below: report.lossScale) == true {
+            // What the handler may end the window with.
+            stagnations = sums.map(\.stagnation)
+            norms = try foldWindow().squares.map { $0.squareRoot() / divisor }
             guard try recompute(&report, retryHandler, operation) else {
                 _ = try skip(&report, as: .skippedOverflow, operation)
                 return

@@ -6,11 +6,22 @@ final class Underflow {
     /// That were not 0 before.
     private var rounded = 0
     private var flushed = 0
+    /// Of micro-batches that were committed.
+    private var committed = (rounded: 0, flushed: 0)
 
     /// The share of numbers other than 0 that have become 0; 0 where nothing was rounded.
     var share: Double { rounded == 0 ? 0 : Double(flushed) / Double(rounded) }
 
-    func empty() { (rounded, flushed) = (0, 0) }
+    func empty() {
+        committed = (0, 0)
+        rollBack()
+    }
+
+    /// Keeps what the open micro-batch has counted.
+    func commit() { committed = (rounded, flushed) }
+
+    /// Forgets what the open micro-batch has counted.
+    func rollBack() { (rounded, flushed) = committed }
 
     /// Counts in a gradient that is about to be rounded to `dtype`.
     func count(_ gradient: Tensor, _ dtype: DType) throws(GAError) {

@@ -100,15 +100,15 @@ public enum Runtime {
         guard tiles > 0 else { return }
         let mode = shims_enter_compute()
         defer { shims_leave_compute(mode) }
-        let part = (scratch + 31) & ~15
+        // A part ends with a cache line and a vector more, so that no two share one.
+        let part = scratch == 0 ? 0 : (scratch + 31) & ~15
         if tiles == 1 || ThreadPool.isInTile {
             let memory = try Storage(floatCount: part)
             for tile in 0..<tiles { try body(tile, memory.floats) }
             return
         }
         let pool = currentPool()
-        // Allocated for as many as may run, not by them, so that the peak does not depend on who is fast. A part ends
-        // with a cache line and a vector more, so that no two share one.
+        // Allocated for as many as may run, not by them, so that the peak does not depend on who is fast.
         let memory = try Storage(floatCount: part * pool.threadCount)
         try pool.run(tiles: tiles) { (tile, worker) throws(GAError) in try body(tile, memory.floats + worker * part) }
     }

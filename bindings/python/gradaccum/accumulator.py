@@ -90,7 +90,7 @@ class Accumulator(Handle):
     retry_handler: computes a window again that overflowed, see set_retry_handler().
     step_when_due: see micro_batch().
 
-    last_report is that of the last window that ended, or None.
+    last_report is that of the last window that ended without an exception, or None.
     close() gives a ResourceWarning if gradients are lost.
     """
 

@@ -57,10 +57,16 @@ class WeightAverage(Handle):
     def swap_in(self) -> None:
         """Exchanges the parameters' weights with their averages. Nothing can be accumulated or stepped meanwhile."""
         lib.ga_average_swap_in(self.handle)
+        self.optimizer._exchanges += 1
 
     def swap_out(self) -> None:
         """Brings the weights back, to the bit."""
         lib.ga_average_swap_out(self.handle)
+        self.optimizer._exchanges += 1
+
+    def close(self) -> None:
+        super().close()
+        self.optimizer._exchanges += 1
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -63,6 +63,7 @@ class Accumulator(_Accumulator):
         positions = {id(leaf): position for position, leaf in enumerate(self._leaves)}
         self._order = [positions[id(leaf)] for leaf in self.optimizer.parameters]
         self._params = params
+        self._exchanges = 0
 
     @staticmethod
     def _array(name: str, leaf: Any) -> np.ndarray:
@@ -75,7 +76,8 @@ class Accumulator(_Accumulator):
     @property
     def params(self) -> Any:
         """The parameters as they are now, as a pytree like the one that was given."""
-        if self._params is None:
+        if self._params is None or self._exchanges != self.optimizer._exchanges:
+            self._exchanges = self.optimizer._exchanges
             arrays = [
                 jax.numpy.array(np.asarray(leaf), dtype=dtype, copy=True)
                 for leaf, dtype in zip(self._leaves, self._dtypes)
@@ -102,7 +104,8 @@ class Accumulator(_Accumulator):
             arrays = [array.astype(np.float32) for array in arrays]
         in_order = [arrays[position] for position in self._order]
         self.accumulate_gradients(in_order, float(loss), weight, scale=loss_scale)
-        self._step_if_due()
+        if weight is not None:
+            self._step_if_due()
 
     def step(self) -> Report:
         return self._after(super().step())

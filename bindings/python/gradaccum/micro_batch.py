@@ -27,7 +27,6 @@ class MicroBatch:
         self.number: int = window.micro_batches + window.aborted_micro_batches
         self.weight = weight
         self._has_loss = False
-        self._is_open = True
         accumulator._open = self
         accumulator._has_ended = False
 
@@ -49,6 +48,7 @@ class MicroBatch:
     def commit(self) -> None:
         """Ends the micro-batch, which then counts. In isolated mode it is dropped if it is not finite. The window steps
         if this was its last one: see Accumulator.micro_batch()."""
+        self._require_open("commit")
         self._complete()
         try:
             with self._accumulator._running_callbacks():
@@ -70,13 +70,17 @@ class MicroBatch:
             )
 
     def _end(self) -> None:
-        self._is_open = False
         self._accumulator._open = None
 
     def abort(self) -> None:
         """Takes the micro-batch back. In exact mode that can be done before anything was added only."""
+        self._require_open("abort")
         lib.ga_micro_batch_abort(self._accumulator.handle)
         self._end()
+
+    def _require_open(self, operation: str) -> None:
+        if self._accumulator._open is not self:
+            raise GAStateError(f"{operation}: micro-batch {self.number} is not open: begin another")
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -84,7 +88,7 @@ class MicroBatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_open:
+        if self._accumulator._open is not self:
             return
         if error is None:
             self.commit()

@@ -86,6 +86,9 @@ class Optimizer(Handle):
     After close() an accumulator keeps what it needs.
     """
 
+    # Exchanges of the weights with an average, by which copies of them are seen to be stale.
+    _exchanges = 0
+
     def __init__(self, create: Callable[..., int], parameters: Parameters, options: Structure) -> None:
         given = [{**x, "params": tuple(x["params"])} if isinstance(x, dict) else x for x in parameters]
         self.parameters: tuple[Tensor, ...] = tuple(_flat(given))

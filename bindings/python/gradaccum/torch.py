@@ -197,6 +197,8 @@ class MicroBatch(_MicroBatch):
         accumulator._require_no_gradients()
         if loss_scale is not None and not 2.0**-64 <= loss_scale <= 2.0**64:
             raise GAInvalidArgumentError(f"loss_scale is {loss_scale}: it must be in 2^-64 ... 2^64")
+        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+            raise GAInvalidArgumentError(f"weight is {weight}: it must be finite and at least 0")
         factor = weight if accumulator.loss_reduction == "mean" and weight is not None else 1.0
         super().__init__(accumulator, weight)
         self._torch = accumulator
@@ -316,10 +318,13 @@ class Accumulator(_Accumulator):
         """
         left = [parameter.source.grad for parameter in self._parameters]
         self._clear_gradients()
-        with self.micro_batch(weight, loss_scale=loss_scale) as micro_batch:
-            micro_batch.loss = loss
+        try:
+            micro_batch = self.micro_batch(weight, loss_scale=loss_scale)
+        finally:
             for parameter, gradient in zip(self._parameters, left):
                 parameter.source.grad = gradient
+        with micro_batch:
+            micro_batch.loss = loss
 
     # ------ the step ------
 
@@ -452,9 +457,6 @@ class Accumulator(_Accumulator):
         scale = micro_batch.loss_scale
         lib.ga_accumulate_scaled_gradients(self.handle, pointers, len(pointers), dtype, scale, loss, weight)
         self._clear_gradients()
-
-    def _committed(self, micro_batch: _MicroBatch) -> None:
-        self._step_if_due()
 
     def _after(self, report: Report) -> Report:
         if report.outcome == Outcome.APPLIED:
