@@ -79,7 +79,7 @@ class MicroBatch:
         self._end()
 
     def _require_open(self, operation: str) -> None:
-        if self._accumulator._open is not self:
+        if self._accumulator._open not in (None, self):  # of none, the library says it
             raise GAStateError(f"{operation}: micro-batch {self.number} is not open: begin another")
 
     def __enter__(self: _Self) -> _Self:
