@@ -23,19 +23,23 @@ public func ga_tensor_from_dlpack_unversioned(
 public func ga_tensor_to_dlpack(
     _ out: UnsafeMutablePointer<OpaquePointer?>!, _ handle: OpaquePointer!, _ copy: Int32
 ) -> ga_status {
-    guarded { () throws(GAError) in
-        let out = try required(out, "out")
-        out.pointee = OpaquePointer(try tensor(handle, "tensor").dlpack(copy: try flag(copy, "copy")))
-    }
+    export(handle, copy, to: out) { (tensor, copy) throws(GAError) in try tensor.dlpack(copy: copy) }
 }
 
 @_cdecl("ga_tensor_to_dlpack_unversioned") @implementation
 public func ga_tensor_to_dlpack_unversioned(
     _ out: UnsafeMutablePointer<OpaquePointer?>!, _ handle: OpaquePointer!, _ copy: Int32
 ) -> ga_status {
+    export(handle, copy, to: out) { (tensor, copy) throws(GAError) in try tensor.unversionedDLPack(copy: copy) }
+}
+
+private func export(
+    _ handle: OpaquePointer?, _ copy: Int32, to out: UnsafeMutablePointer<OpaquePointer?>?,
+    _ body: (Tensor, Bool) throws(GAError) -> UnsafeMutableRawPointer
+) -> ga_status {
     guarded { () throws(GAError) in
         let out = try required(out, "out")
-        out.pointee = OpaquePointer(try tensor(handle, "tensor").unversionedDLPack(copy: try flag(copy, "copy")))
+        out.pointee = OpaquePointer(try body(try tensor(handle, "tensor"), try flag(copy, "copy")))
     }
 }
 

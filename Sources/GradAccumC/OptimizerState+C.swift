@@ -13,11 +13,8 @@ public func ga_optimizer_state_bytes(_ handle: OpaquePointer!, _ out: UnsafeMuta
 public func ga_optimizer_save_state(
     _ handle: OpaquePointer!, _ out: UnsafeMutableRawPointer!, _ size_bytes: Int64
 ) -> ga_status {
-    guarded { () throws(GAError) in
-        let optimizer = try optimizer(handle)
-        let out = try required(out, "out")
-        try optimizer.saveState(
-            into: UnsafeMutableRawBufferPointer(start: out, count: try byteCount(size_bytes, "save_state")))
+    withState(of: handle, out, "out", size_bytes, "save_state") { (optimizer, bytes) throws(GAError) in
+        try optimizer.saveState(into: UnsafeMutableRawBufferPointer(mutating: bytes))
     }
 }
 
@@ -25,18 +22,21 @@ public func ga_optimizer_save_state(
 public func ga_optimizer_load_state(
     _ handle: OpaquePointer!, _ state: UnsafeRawPointer!, _ size_bytes: Int64
 ) -> ga_status {
-    guarded { () throws(GAError) in
-        let optimizer = try optimizer(handle)
-        let state = try required(state, "state")
-        try optimizer.loadState(
-            UnsafeRawBufferPointer(start: state, count: try byteCount(size_bytes, "load_state")))
+    withState(of: handle, state, "state", size_bytes, "load_state") { (optimizer, bytes) throws(GAError) in
+        try optimizer.loadState(bytes)
     }
 }
 
-/// Errors: `invalidArgument` for a negative number, which no buffer can have.
-private func byteCount(_ size_bytes: Int64, _ operation: StaticString) throws(GAError) -> Int {
-    guard size_bytes >= 0 else {
-        throw GAError(.invalidArgument, "\(operation): size_bytes is \(size_bytes): it must be at least 0")
+private func withState(
+    of handle: OpaquePointer?, _ address: UnsafeRawPointer?, _ name: StaticString, _ size_bytes: Int64,
+    _ operation: StaticString, _ body: (Optimizer, UnsafeRawBufferPointer) throws(GAError) -> Void
+) -> ga_status {
+    guarded { () throws(GAError) in
+        let optimizer = try optimizer(handle)
+        let address = try required(address, name)
+        guard size_bytes >= 0 else {
+            throw GAError(.invalidArgument, "\(operation): size_bytes is \(size_bytes): it must be at least 0")
+        }
+        try body(optimizer, UnsafeRawBufferPointer(start: address, count: Int(size_bytes)))
     }
-    return Int(size_bytes)
 }

@@ -60,19 +60,26 @@ struct F32Elements: Elements {
     }
 }
 
-struct BF16Elements: Elements {
-    let address: UnsafePointer<UInt16>
+/// Elements of 16 bits.
+protocol HalfElements: Elements {
+    var address: UnsafePointer<UInt16> { get }
+}
 
+extension HalfElements {
     @inline(always)
-    init(_ address: UnsafeRawPointer) { self.address = address.assumingMemoryBound(to: UInt16.self) }
-
-    @inline(always)
-    func advanced(by elements: Int) -> BF16Elements { BF16Elements(UnsafeRawPointer(address + elements)) }
+    func advanced(by elements: Int) -> Self { Self(UnsafeRawPointer(address + elements)) }
 
     @inline(always)
     func prefetch(_ elements: Int) {
         for line in 0..<((elements &+ 31) / 32) { shims_prefetch(address + 32 &* line) }
     }
+}
+
+struct BF16Elements: HalfElements {
+    let address: UnsafePointer<UInt16>
+
+    @inline(always)
+    init(_ address: UnsafeRawPointer) { self.address = address.assumingMemoryBound(to: UInt16.self) }
 
     @inline(always)
     func floats(_ lanes: Lanes) -> Vector { fromBF16(load(address, lanes)) }
@@ -115,19 +122,11 @@ extension Numbers {
     }
 }
 
-struct F16Elements: Numbers {
+struct F16Elements: HalfElements, Numbers {
     let address: UnsafePointer<UInt16>
 
     @inline(always)
     init(_ address: UnsafeRawPointer) { self.address = address.assumingMemoryBound(to: UInt16.self) }
-
-    @inline(always)
-    func advanced(by elements: Int) -> F16Elements { F16Elements(UnsafeRawPointer(address + elements)) }
-
-    @inline(always)
-    func prefetch(_ elements: Int) {
-        for line in 0..<((elements &+ 31) / 32) { shims_prefetch(address + 32 &* line) }
-    }
 
     @inline(always)
     func floats(_ lanes: Lanes) -> Vector { fromF16(load(address, lanes)) }

@@ -59,6 +59,9 @@ extension Accumulator {
         divisor == 0 ? 0 : sums.squares.reduce(0, +).squareRoot() / divisor
     }
 
+    /// Per parameter, of the mean gradient of a window that weighs something.
+    func norms(of sums: FoldedSums) -> [Double] { sums.squares.map { $0.squareRoot() / divisor } }
+
     /// Reads the sums of the window, unless that was done before and the same parameters are trained.
     func foldWindow() throws(GAError) -> FoldedSums {
         let isIncluded = zip(sums, optimizer.parameters).map { $1.requiresGrad && $0.isUsed }
@@ -98,6 +101,9 @@ extension Accumulator {
         report.outcome = .skippedOverflow
         if !window.hasOverflow { report.firstNonFinite = try whereNonFinite() }
         let retries = window.retries + 1
+        // If the handler declines, the window ends with these.
+        stagnations = sums.map(\.stagnation)
+        norms = norms(of: try foldWindow())
         drop()
         (isBusy, isRetrying) = (false, true)
         defer { (isBusy, isRetrying) = (true, false) }

@@ -47,9 +47,6 @@ extension Accumulator {
         var hasOverflow = try isOverflown()
         defer { noteEnd(hasOverflow ? .overflow : isApplied ? .finite : .nothing, under: report.lossScale) }
         while hasOverflow, let retryHandler, lossScaler?.lowerForRetry(below: report.lossScale) == true {
-            // What the handler may end the window with.
-            stagnations = sums.map(\.stagnation)
-            norms = try foldWindow().squares.map { $0.squareRoot() / divisor }
             guard try recompute(&report, retryHandler, operation) else {
                 _ = try skip(&report, as: .skippedOverflow, operation)
                 return
@@ -75,7 +72,7 @@ extension Accumulator {
         _ report: inout WindowReport, _ workspace: Tensor?, _ operation: StaticString
     ) throws(GAError) -> WindowReport.Outcome {
         let folded = try foldWindow()
-        norms = folded.squares.map { $0.squareRoot() / divisor }
+        norms = norms(of: folded)
         report.gradientNorm = norm(of: folded)
         guard report.gradientNorm.isFinite else { return try skipNonFinite(&report, operation) }
         if outliers.isAbove(options, &report), try skip(&report, as: .skippedOutlier, operation) {

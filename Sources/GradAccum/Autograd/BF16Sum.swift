@@ -99,19 +99,14 @@ final class BF16Sum {
         _ body: (Int, UnsafeMutablePointer<Float>, UnsafeMutablePointer<Int64>) throws(GAError) -> Void
     ) throws(GAError) {
         guard turns > 0 else { return }
-        var counts = [Int64](repeating: 0, count: 2 * tiles)
-        try counts.withUnsafeMutableBufferPointer { (counts) throws(GAError) in
-            guard let base = counts.baseAddress else { return }
+        let counts = try sumCounts(tiles: tiles) { (counts) throws(GAError) in
             try Runtime.parallel(tiles: tiles, scratch: scratch) { (tile, scratch) throws(GAError) in
-                try body(tile, scratch, base + 2 * tile)
+                try body(tile, scratch, counts + 2 * tile)
             }
         }
         isEmpty = false
         ordinal += turns
-        for tile in 0..<tiles {
-            stagnation.additions += Int(counts[2 * tile])
-            stagnation.unchanged += Int(counts[2 * tile + 1])
-        }
+        stagnation = stagnation + Stagnation(additions: counts.0, unchanged: counts.1)
     }
 
     /// Adds a whole gradient.

@@ -47,3 +47,17 @@ func collect(
     }
     return results
 }
+
+/// The sums of two counts per tile, which `body` adds to: those of tile t are at 2t.
+func sumCounts(
+    tiles: Int, _ body: (UnsafeMutablePointer<Int64>) throws(GAError) -> Void
+) throws(GAError) -> (Int, Int) {
+    var counts = [Int64](repeating: 0, count: 2 * max(tiles, 1))
+    try counts.withUnsafeMutableBufferPointer { (counts) throws(GAError) in try body(counts.baseAddress!) }
+    var sums = (0, 0)
+    for tile in 0..<tiles {
+        sums.0 += Int(counts[2 * tile])
+        sums.1 += Int(counts[2 * tile + 1])
+    }
+    return sums
+}

@@ -35,13 +35,10 @@ final class Underflow {
         }
     }
 
-    /// Adds up what `body` writes for each of some tiles: numbers other than 0, and those of them that become 0.
+    /// Adds up what `body` adds to for each of some tiles: numbers other than 0, and those of them that become 0.
     func count(tiles: Int, _ body: (UnsafeMutablePointer<Int64>) throws(GAError) -> Void) throws(GAError) {
-        var counts = [Int64](repeating: 0, count: 2 * max(tiles, 1))
-        try counts.withUnsafeMutableBufferPointer { (counts) throws(GAError) in try body(counts.baseAddress!) }
-        for tile in 0..<tiles {
-            rounded += Int(counts[2 * tile])
-            flushed += Int(counts[2 * tile + 1])
-        }
+        let counts = try sumCounts(tiles: tiles, body)
+        rounded += counts.0
+        flushed += counts.1
     }
 }
