@@ -1298,9 +1298,10 @@ typedef struct ga_report {
  * Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
  * report: filled in, or NULL. A window that is not finite, is an outlier or weighs nothing is dropped, changes nothing
  * else and is no error: outcome says so.
- * Errors: STATE if the window is empty, a micro-batch is open, a weight is missing or an average is swapped in, and
- * OVERFLOW if a schedule or a scaling makes the learning rate too large: it stays as it is; NON_FINITE
- * or OUTLIER where a policy or max_consecutive_skips says so, and those of a ga_update_fn: it was dropped.
+ * Errors: STATE if the window is empty, a micro-batch is open, a weight is missing or an average is swapped in,
+ * OVERFLOW if a schedule or a scaling makes the learning rate too large and OUT_OF_MEMORY, with sums in bfloat16 alone:
+ * it stays as it is; NON_FINITE or OUTLIER where a policy or max_consecutive_skips says so, and those of a ga_update_fn:
+ * it was dropped.
  */
 ga_status ga_step(ga_accumulator *accumulator, ga_report *report);
 
