@@ -74,7 +74,8 @@ extension Accumulator {
                 }
                 return
             }
-            let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
+            let pieces = Pieces(
+                zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount }, isLong: true)
             try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { tile in
                 let (index, start, count) = pieces[tile]
                 destination[index].dense[0].add(
@@ -121,7 +122,7 @@ extension Accumulator {
         }
         window.microBatch?.hasGradients = true
         let buffer = destination[index].dense[0]
-        let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount]))
+        let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount], isLong: true))
         try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { tile in
             let (_, start, count) = pieces[tile]
             buffer.add(
