@@ -31,12 +31,12 @@ private func store(_ codes: Codes, _ target: UnsafeMutablePointer<UInt8>, _ lane
 /// A number whose last bits are an integer below 2^23 added to it.
 private let magic: Float = 0x1p23
 
-/// Codes as numbers, less `base`.
+/// Codes, less `base`, times `unit`, a power of two.
 @inline(always)
-private func numbers(_ codes: Codes, less base: Float) -> Vector {
+private func numbers(_ codes: Codes, less base: Float, times unit: Float) -> Vector {
     var bits = Bits.zero
     for lane in 0..<16 { bits[lane] = UInt32(codes[lane]) }
-    return unsafeBitCast(bits | magic.bitPattern, to: Vector.self) - (magic + base)
+    return unsafeBitCast(bits | (magic * unit).bitPattern, to: Vector.self) - (magic + base) * unit
 }
 
 /// The last bytes of some numbers.
@@ -53,7 +53,10 @@ private func codes(_ bits: Bits) -> Codes {
 /// twice as many each. A level of 0 lies below them, at 0, and one above them, at 1. So within a decade the magnitude is a
 /// line over the level and the other way round, and a line is looked up by its decade. Tables have 8 entries.
 private struct DynamicMap {
-    /// Of the magnitude over the level, by the last bits of the level's exponent.
+    /// What levels are multiplied by to look them up. With signs, the last bits of the exponent are then 0 for the level of 1
+    /// and for that of 0 alike, through which the same line goes.
+    private let unit: Double
+    /// Of the magnitude over the level in this unit, by the last bits of its exponent.
     private var slopes = Vector.zero
     private var offsets = Vector.zero
     /// The magnitude from which on the level is that of a decade, or of 1.
@@ -66,14 +69,14 @@ private struct DynamicMap {
     /// `first`: the levels of the lowest decade, 1 or 2.
     @inline(always)
     init(first: Double) {
+        unit = first == 1 ? 1.0 / 64 : 1
         var (levels, scale) = (first, 1e-6)
         // 1 over them: this runs once per piece of a parameter, where divisions would be felt.
         var (part, inverseScale) = (1 / first, 1e6)
         for decade in 0..<8 {
-            // What counts from 127 in a float is seen by its last three bits.
-            let exponent = (decade &+ Int(first) &- 2) & 7
+            let exponent = first == 1 ? (decade &+ 1) & 7 : decade
             if decade < 7 {
-                set(&slopes, exponent, 0.9 * scale * part)
+                set(&slopes, exponent, 0.9 * scale * part / unit)
                 set(&offsets, exponent, scale * (0.45 * part - 0.8))
                 // Half-way between the first level and the one below it, which is 0 or a fifth of a part away from 0.1.
                 let lowest = 0.05 * scale * (1 + 4.5 * part)
@@ -84,7 +87,7 @@ private struct DynamicMap {
             } else {
                 // Of the levels of 0 and of 1, which no other line is for.
                 let count = levels - first + 1
-                set(&slopes, exponent, 1 / count)
+                set(&slopes, exponent, 1 / count / unit)
                 set(&offsets, exponent, (1 - first) / count)
                 set(&starts, decade, 1 - 0.45 * part)
                 set(&levelSlopes, decade, count)
@@ -113,26 +116,29 @@ private struct DynamicMap {
         return map
     }
 
-    /// The magnitude of a level above 0.
+    /// The magnitudes of codes, which are levels above 0, less 1.
     @inline(always)
-    func magnitude(_ level: Vector) -> Vector {
+    func magnitudes(_ codes: Codes) -> Vector {
+        let level = numbers(codes, less: -1, times: Float(unit))
         let exponent = unsafeBitCast(level, to: Bits.self) &>> 23
         return multiplyAdd(level, shims_lookup(slopes, exponent), shims_lookup(offsets, exponent))
     }
 
-    /// The number whose level this is, with a sign.
+    /// The numbers of codes, which are 127 plus or minus a level.
     @inline(always)
-    func number(_ level: Vector) -> Vector {
+    func signedNumbers(_ codes: Codes) -> Vector {
+        let level = numbers(codes, less: 127, times: Float(unit))
         let bits = unsafeBitCast(level, to: Bits.self)
         let exponent = bits &>> 23
         let offset = unsafeBitCast(shims_lookup(offsets, exponent), to: Bits.self) ^ (bits & 0x8000_0000)
-        let number = multiplyAdd(level, shims_lookup(slopes, exponent), unsafeBitCast(offset, to: Vector.self))
-        return choose(number, 0, where: level .== 0)
+        return multiplyAdd(level, shims_lookup(slopes, exponent), unsafeBitCast(offset, to: Vector.self))
     }
 
-    /// The decade in which the level next to a magnitude lies.
+    /// The decade in which the level next to the magnitude of a number lies.
     @inline(always)
-    func decade(of magnitude: Vector) -> Bits {
+    func decade(of number: Vector) -> Bits {
+        // Below this, levels are those of the decade below the lowest.
+        let magnitude = shims_larger_magnitude(number, Vector(repeating: 0x1p-23))
         let bits = unsafeBitCast(magnitude, to: Bits.self)
         var logarithm = Vector.zero
         for lane in 0..<16 { logarithm[lane] = Float(Int32(bitPattern: bits[lane])) }
@@ -140,11 +146,10 @@ private struct DynamicMap {
         // the logarithm to k - 0.23 ... k + 0.8 leaves only start k to compare with. 31.5 is 38.23, for the exponent's 127,
         // less the 6 decades to the lowest one and 0.73.
         let rounded = multiplyAdd(logarithm, Vector(repeating: 0.30103 * 0x1p-23), magic - 31.5)
-        let lowest = Bits(repeating: magic.bitPattern)
-        let place = unsafeBitCast(rounded, to: Bits.self)
-        let near = choose(place, lowest, where: lowest .> place)
-        let isBelow = magnitude .< shims_lookup(starts, near)
-        return choose(near, near &- 1, where: isBelow)
+        let near = unsafeBitCast(rounded, to: Bits.self)
+        // Numbers from 0 on are in the order of their bits: the difference is below 0 where the magnitude is below the start.
+        let difference = bits &- unsafeBitCast(shims_lookup(starts, near), to: Bits.self)
+        return near &+ unsafeBitCast(unsafeBitCast(difference, to: SIMD16<Int32>.self) &>> 31, to: Bits.self)
     }
 
     /// The levels from 0 to the one next to a magnitude: how many, less up to 1/2.
@@ -200,20 +205,17 @@ func adamw8bit(
                 let vMap = unsigned.scaled(vLargest[block] * options.beta2)
                 var (mMost, vMost) = (Vector.zero, Vector.zero)
                 @inline(always)
-                func update(_ lanes: Lanes) {
-                    let p = load(parameter, lanes)
+                func accumulate(_ lanes: Lanes) {
                     let g = load(gradient, lanes) * scale
-                    let mean = multiplyAdd(weight1, g, mMap.number(numbers(load(m, lanes), less: 127)))
-                    let square = multiplyAdd(weight2 * g, g, vMap.magnitude(numbers(load(v, lanes), less: -1)))
-                    let denominator = multiplyAdd(square.squareRoot(), correction, options.eps)
-                    store(multiplyAdd(size, mean / denominator, p * options.decoupled_decay), parameter, lanes)
+                    let mean = multiplyAdd(weight1, g, mMap.signedNumbers(load(m, lanes)))
+                    let square = multiplyAdd(weight2 * g, g, vMap.magnitudes(load(v, lanes)))
                     let place = Lanes(first: lanes.first &- origin)
                     store(mean, means, place)
                     store(square, squares, place)
-                    mMost = larger(mMost, padded(magnitude(mean), lanes))
+                    mMost = shims_larger_magnitude(mMost, padded(mean, lanes))
                     vMost = larger(vMost, padded(square, lanes))
                 }
-                forEachLanes(from: first, to: end, update)
+                forEachLanes(from: first, to: end, accumulate)
                 mLargest[block] = largest(mMost)
                 vLargest[block] = largest(vMost)
             }
@@ -240,11 +242,15 @@ func adamw8bit(
                     let place = Lanes(first: place)
                     let mean = load(means, place) * mInverse
                     let square = load(squares, place) * vInverse
-                    return (mean, square, (signed.decade(of: magnitude(mean)), unsigned.decade(of: square)))
+                    return (mean, square, (signed.decade(of: mean), unsigned.decade(of: square)))
                 }
                 var next = prepare(first &- origin)
                 @inline(always)
-                func round(_ lanes: Lanes) {
+                func finish(_ lanes: Lanes) {
+                    let place = Lanes(first: lanes.first &- origin)
+                    let denominator = multiplyAdd(load(squares, place).squareRoot(), correction, options.eps)
+                    let p = load(parameter, lanes) * options.decoupled_decay
+                    store(multiplyAdd(size, load(means, place) / denominator, p), parameter, lanes)
                     let (mean, square, decades) = next
                     next = prepare(lanes.first &- origin &+ 16)
                     let level = copySign(signed.levels(magnitude(mean), in: decades.0), mean)
@@ -253,10 +259,10 @@ func adamw8bit(
                     store(codes(unsafeBitCast(code, to: Bits.self)), m, lanes)
                     let squareCode = unsigned.levels(square, in: decades.1) + magic
                     store(codes(unsafeBitCast(squareCode, to: Bits.self)), v, lanes)
-                    // Rounding reads nothing from memory: meanwhile the next group is fetched.
+                    // This reads little from memory: meanwhile the next group is fetched.
                     fetch(lanes.first &+ groupSize &* 256)
                 }
-                forEachLanes(from: first, to: end, round)
+                forEachLanes(from: first, to: end, finish)
             }
         }
     }

@@ -29,6 +29,17 @@ static inline __attribute__((always_inline)) void shims_stream(float *_Nonnull l
 
 static inline __attribute__((always_inline)) void shims_stream_end(void) { __builtin_ia32_sfence(); }
 
+/* The larger of |a| and |b|, which are no NaN. */
+static inline __attribute__((always_inline)) shims_floats shims_larger_magnitude(shims_floats a, shims_floats b) {
+#if defined(__AVX512DQ__)
+    typedef float floats __attribute__((vector_size(64)));
+    return (shims_floats)__builtin_ia32_rangeps512_mask((floats)a, (floats)b, 11, (floats)a, -1, 4);
+#else
+    shims_indices x = (shims_indices)a & 0x7fffffff, y = (shims_indices)b & 0x7fffffff;
+    return (shims_floats)(x > y ? x : y);
+#endif
+}
+
 /* out[i] = table[index[i] % 8], where the second half of the table repeats the first. */
 static inline __attribute__((always_inline)) shims_floats shims_lookup(shims_floats table, shims_indices index) {
     shims_floats out;
