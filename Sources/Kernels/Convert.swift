@@ -122,6 +122,23 @@ func toBF16(_ x: Vector) -> HalfVector { truncated(bf16Bits(x)) }
     }
 #endif
 
+/// Stores two vectors over consecutive lanes as the nearest numbers of a half format. A denormal may become 0, as it counts
+/// for in what computes with them.
+@inline(always)
+func storeRounded(_ low: Vector, _ high: Vector, _ target: UnsafeMutablePointer<UInt16>, _ format: shims_format) {
+    if format.rawValue == SHIMS_BF16.rawValue {
+        #if BF16_DOT_PRODUCT
+            UnsafeMutableRawPointer(target).storeBytes(of: shims_round_pairs(low, high), as: Vector.self)
+        #else
+            store(toBF16(low), target, Lanes(first: 0))
+            store(toBF16(high), target, Lanes(first: 16))
+        #endif
+    } else {
+        store(toF16(low), target, Lanes(first: 0))
+        store(toF16(high), target, Lanes(first: 16))
+    }
+}
+
 /// `out[i] = x[i]`, exactly; a NaN comes out quiet.
 func toF32(
     _ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<UInt16>, _ format: shims_format, _ n: Int64

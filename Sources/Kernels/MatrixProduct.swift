@@ -57,17 +57,20 @@ private struct Panel<W: Words> {
     let ldrounded: Int
     let accumulate: Bool
 
-    /// Computes `rows` x `vectors` vectors of `c`, held in registers over all words; of the last vector of a row, if it is
-    /// the only one, the first `lanes`. `a` is that of the first row, with steps in words, of which one is 1.
+    /// Computes `rows` x `vectors` vectors of `c`, or with `rounds` whole ones of `rounded`, held in registers over all words;
+    /// of the last vector of a row, if it is the only one, the first `lanes`. `a` is that of the first row, with steps in words, of
+    /// which one is 1.
     @inline(always)
     func computeTile(
-        row: Int, rows: Int, vectors: Int, lanes: Int, _ a: UnsafeRawPointer, aRow: Int, aWord: Int
+        row: Int, rows: Int, vectors: Int, lanes: Int, rounds: Bool, _ a: UnsafeRawPointer, aRow: Int, aWord: Int
     ) {
         // The counts are constant after inlining, so that the loops unroll and the array becomes registers.
         var sums = zeroSums()
         let c = c + row &* ldc
-        for i in rows..<(2 &* rows) {
-            for j in 0..<vectors { shims_prefetch_near(c + (i &* ldc &+ 16 &* j)) }
+        if !rounds {
+            for i in rows..<(2 &* rows) {
+                for j in 0..<vectors { shims_prefetch_near(c + (i &* ldc &+ 16 &* j)) }
+            }
         }
         if accumulate {
             for i in 0..<rows {
@@ -100,6 +103,15 @@ private struct Panel<W: Words> {
             a += 4 &* aWord
             b += ldb
         }
+        if rounds, let rounded {
+            let out = rounded + row &* ldrounded
+            if format.rawValue == SHIMS_BF16.rawValue {
+                round(sums, rows: rows, vectors: vectors, SHIMS_BF16, to: out)
+            } else {
+                round(sums, rows: rows, vectors: vectors, SHIMS_F16, to: out)
+            }
+            return
+        }
         for i in 0..<rows {
             for j in 0..<vectors {
                 store(
@@ -107,28 +119,51 @@ private struct Panel<W: Words> {
                     Lanes(first: j &* 16, of: lanes))
             }
         }
-        if let rounded { round(row: row, rows: rows, columns: 16 &* (vectors &- 1) &+ lanes, to: rounded) }
     }
 
-    /// Gives the sums of a tile in two bytes, while they are in the first-level cache. Not inlined: what calls it is as large
-    /// as the compiler optimises well.
+    /// Gives the sums of a tile in two bytes: whole pairs of vectors, or a vector.
+    @inline(always)
+    private func round(
+        _ sums: Sums, rows: Int, vectors: Int, _ format: shims_format, to out: UnsafeMutablePointer<UInt16>
+    ) {
+        for i in 0..<rows {
+            let out = out + i &* ldrounded
+            if vectors == 1 {
+                let sum = sums[unchecked: i]
+                store(format.rawValue == SHIMS_BF16.rawValue ? toBF16(sum) : toF16(sum), out, Lanes(first: 0))
+            }
+            for j in 0..<(vectors / 2) {
+                let low = i &* vectors &+ 2 &* j
+                storeRounded(sums[unchecked: low], sums[unchecked: low &+ 1], out + 32 &* j, format)
+            }
+        }
+    }
+
+    /// Gives all rows of up to a vector of columns in two bytes.
     @inline(never)
-    private func round(row: Int, rows: Int, columns: Int, to rounded: UnsafeMutablePointer<UInt16>) {
-        for i in row..<(row &+ rows) { fromF32(rounded + i &* ldrounded, format, c + i &* ldc, Int64(columns)) }
+    private func round(columns: Int, to rounded: UnsafeMutablePointer<UInt16>) {
+        for row in 0..<rows { fromF32(rounded + row &* ldrounded, format, c + row &* ldc, Int64(columns)) }
     }
 
     /// Computes all rows of whole vectors of columns, as many as a tile has.
     @inline(never)
-    func computeWide() { compute(vectors: tileVectors, lanes: 16) }
+    func computeWide() { compute(vectors: tileVectors, lanes: 16, rounds: false) }
+
+    /// The same, in two bytes alone.
+    @inline(never)
+    func computeWideRounded() { compute(vectors: tileVectors, lanes: 16, rounds: true) }
 
     /// Computes all rows of one vector of columns, or of the first `lanes` of it.
     @inline(never)
-    func computeNarrow(lanes: Int) { compute(vectors: 1, lanes: lanes) }
+    func computeNarrow(lanes: Int) {
+        compute(vectors: 1, lanes: lanes, rounds: false)
+        if let rounded { round(columns: lanes, to: rounded) }
+    }
 
     @inline(always)
-    private func compute(vectors: Int, lanes: Int) {
+    private func compute(vectors: Int, lanes: Int, rounds: Bool) {
         if aRow > 0 {
-            compute(from: 0, to: rows, vectors: vectors, lanes: lanes, a, aRow: aRow, aWord: 1)
+            compute(from: 0, to: rows, vectors: vectors, lanes: lanes, rounds: rounds, a, aRow: aRow, aWord: 1)
             return
         }
         var row = 0
@@ -136,8 +171,7 @@ private struct Panel<W: Words> {
             let panel = row &+ panelRows <= rows ? panelRows : 16
             compute(
                 from: row, to: row &+ panel < rows ? row &+ panel : rows, vectors: vectors, lanes: lanes,
-                a + 4 &* row &* words, aRow: 1,
-                aWord: panel)
+                rounds: rounds, a + 4 &* row &* words, aRow: 1, aWord: panel)
             row &+= panel
         }
     }
@@ -145,14 +179,15 @@ private struct Panel<W: Words> {
     /// Computes some rows; `a` is that of the first.
     @inline(always)
     private func compute(
-        from first: Int, to end: Int, vectors: Int, lanes: Int, _ a: UnsafeRawPointer, aRow: Int, aWord: Int
+        from first: Int, to end: Int, vectors: Int, lanes: Int, rounds: Bool, _ a: UnsafeRawPointer, aRow: Int,
+        aWord: Int
     ) {
         var row = first
         @inline(always)
         func computeTile(rows: Int) {
             self.computeTile(
-                row: row, rows: rows, vectors: vectors, lanes: lanes, a + 4 &* (row &- first) &* aRow, aRow: aRow,
-                aWord: aWord)
+                row: row, rows: rows, vectors: vectors, lanes: lanes, rounds: rounds, a + 4 &* (row &- first) &* aRow,
+                aRow: aRow, aWord: aWord)
             row &+= rows
         }
         while row &+ tileRows <= end { computeTile(rows: tileRows) }
@@ -257,7 +292,13 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
                         rounded: isRounded && end == k ? halves + ((group &+ row) &* Int(product.ldc) &+ column) : nil,
                         format: product.c_format, ldrounded: Int(product.ldc),
                         accumulate: product.accumulate != 0 || first > 0)
-                    if isWide { panel.computeWide() } else { panel.computeNarrow(lanes: width) }
+                    if !isWide {
+                        panel.computeNarrow(lanes: width)
+                    } else if panel.rounded == nil {
+                        panel.computeWide()
+                    } else {
+                        panel.computeWideRounded()
+                    }
                     column &+= width
                 }
                 row &+= block

@@ -1,3 +1,5 @@
+import CShims
+
 /// The sum of what `term` has for `n` elements: vectors in four interleaved chains, then by halves.
 @inline(always)
 func sumOf(_ n: Int, room: Int = 0, _ term: (Lanes) -> Vector) -> Float {
@@ -83,6 +85,32 @@ func sumRows(
     @inline(always)
     func add(_ sum: inout Vector, _ row: Int, _ lanes: Lanes) { sum += load(x + row &* Int(ldx), lanes) }
     columnChains(out, from: 0, to: Int(cols), rows: Int(rows), accumulate: accumulate != 0, add)
+}
+
+/// The same, and `rounded[r][c]` becomes the nearest number of a half format to `x[r][c]`, with `ldx` between rows too.
+func sumAndRoundRows(
+    _ out: UnsafeMutablePointer<Float>, _ rounded: UnsafeMutablePointer<UInt16>, _ format: shims_format,
+    _ x: UnsafePointer<Float>, _ rows: Int64, _ cols: Int64, _ ldx: Int64, _ accumulate: Int32
+) {
+    let (step, whole) = (Int(ldx), Int(cols) & ~31)
+    for column in stride(from: 0, to: whole, by: 32) {
+        let (first, second) = (Lanes(first: column), Lanes(first: column &+ 16))
+        var sums = accumulate != 0 ? (load(out, first), load(out, second)) : (Vector.zero, Vector.zero)
+        for row in 0..<Int(rows) {
+            let (low, high) = (load(x + row &* step, first), load(x + row &* step, second))
+            sums.0 += low
+            sums.1 += high
+            storeRounded(low, high, rounded + (row &* step &+ column), format)
+        }
+        store(sums.0, out, first)
+        store(sums.1, out, second)
+    }
+    guard whole < Int(cols) else { return }
+    sumRows(out + whole, x + whole, rows, cols &- Int64(whole), ldx, accumulate)
+    for row in 0..<Int(rows) {
+        let start = row &* step &+ whole
+        fromF32(rounded + start, format, x + start, cols &- Int64(whole))
+    }
 }
 
 /// The sum of `n` numbers in an order that depends on `n` alone.

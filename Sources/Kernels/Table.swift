@@ -13,6 +13,7 @@ public func makeKernelTable() -> shims_kernel_table {
         to_f32: toF32,
         from_f32: fromF32,
         sum_rows: sumRows,
+        sum_and_round_rows: sumAndRoundRows,
         sum: sum,
         sum_of_squares: sumOfSquares,
         fold_sum_of_squares: foldSumOfSquares,

@@ -124,6 +124,31 @@ final class ReductionTests: KernelTestCase {
         }
     }
 
+    /// Rounding on the way changes no sum, and is that of the conversion.
+    func testRowsAreRoundedWhileTheyAreSummed() {
+        var random = SplitMix64(25)
+        for build in Build.all {
+            for format in [SHIMS_BF16, SHIMS_F16] {
+                for cols in lengths {
+                    let (rows, ldx) = (5, cols + 3)
+                    let x = Buffer(random.floats(rows * ldx))
+                    let (sums, expected) = (Buffer(repeating: unread, count: cols), Buffer(repeating: unread, count: cols))
+                    let rounded = Buffer(repeating: UInt16(7), count: rows * ldx)
+                    build.kernels.sum_and_round_rows(
+                        sums.pointer, rounded.pointer, format, x.pointer, Int64(rows), Int64(cols), Int64(ldx), 0)
+                    build.kernels.sum_rows(expected.pointer, x.pointer, Int64(rows), Int64(cols), Int64(ldx), 0)
+                    expectSameBits(sums.elements, expected.elements, "\(build.name) \(format) cols=\(cols)")
+                    for row in 0..<rows {
+                        var halves = [UInt16](repeating: 0, count: cols)
+                        build.kernels.from_f32(&halves, format, x.pointer + row * ldx, Int64(cols))
+                        let found = (0..<ldx).map { rounded.pointer[row * ldx + $0] }
+                        XCTAssertEqual(found, halves + [7, 7, 7], "\(build.name) \(format) cols=\(cols) row \(row)")
+                    }
+                }
+            }
+        }
+    }
+
     func testSumRowsDoesNotDependOnTheCut() {
         var random = SplitMix64(24)
         let (rows, cols) = (23, 211)

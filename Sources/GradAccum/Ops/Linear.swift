@@ -15,13 +15,16 @@ extension Tensor {
         let hasBias = bias != nil
         func backward(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
             try gradients.underflow?.count(dy, layer.compute)
-            // Rounded once for both products.
-            let factor = layer.compute == .float32 ? dy : try dy.cast(to: layer.compute)
-            try derivative.add(factor, gradients)
-            guard hasBias else { return }
-            try gradients.add(to: 2, samples: layer.samples) { (db, accumulate, samples) throws(GAError) in
-                try sumRows(db, dy.floats, layer.rows(of: samples), columns: layer.n, accumulate)
+            // Rounded once for both products, while the gradient of the bias reads it.
+            let factor = layer.compute == .float32 ? dy : try Tensor(uninitialized: dy.layout, layer.compute)
+            if hasBias && gradients.needed(2) {
+                try gradients.add(to: 2, samples: layer.samples) { (db, accumulate, samples) throws(GAError) in
+                    try sumRows(db, dy, layer.rows(of: samples), columns: layer.n, accumulate, roundedTo: factor)
+                }
+            } else if factor !== dy {
+                try elementwise(dy.elementCount) { start, count in factor.storeFloats(dy.floats + start, start, count) }
             }
+            try derivative.add(factor, gradients)
         }
         let inputs = bias.map { [self, weight, $0] } ?? [self, weight]
         return out.recorded("linear", from: inputs, reading: derivative.operands, backward)
@@ -127,14 +130,23 @@ struct LinearLayer {
     private var weightArithmetic: DType { rowsOfSample % 2 == 0 || compute != .bfloat16 ? compute : .float32 }
 }
 
-/// out [columns] (+)= these rows of x [..., columns] one after another: one chain per column.
+/// out [columns] (+)= these rows of x [..., columns] one after another: one chain per column. Where `factor` is not x itself,
+/// they are rounded to its type in the same pass.
 func sumRows(
-    _ out: UnsafeMutablePointer<Float>, _ x: UnsafePointer<Float>, _ rows: Range<Int>, columns: Int,
-    _ accumulate: Int32
+    _ out: UnsafeMutablePointer<Float>, _ x: Tensor, _ rows: Range<Int>, columns: Int, _ accumulate: Int32,
+    roundedTo factor: Tensor
 ) throws(GAError) {
-    let x = x + rows.lowerBound * columns
-    try Runtime.parallel(count: columns, grain: 64) { start, count in
-        Runtime.kernels.sum_rows(out + start, x + start, Int64(rows.count), Int64(count), Int64(columns), accumulate)
+    let first = rows.lowerBound * columns
+    try Runtime.parallel(count: columns, grain: 64) { column, count in
+        let (start, out) = (first + column, out + column)
+        if factor === x {
+            Runtime.kernels.sum_rows(
+                out, x.floats + start, Int64(rows.count), Int64(count), Int64(columns), accumulate)
+        } else {
+            Runtime.kernels.sum_and_round_rows(
+                out, factor.address.assumingMemoryBound(to: UInt16.self) + start, factor.dtype.format, x.floats + start,
+                Int64(rows.count), Int64(count), Int64(columns), accumulate)
+        }
     }
 }
 
