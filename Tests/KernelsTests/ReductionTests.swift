@@ -132,7 +132,9 @@ final class ReductionTests: KernelTestCase {
                 for cols in lengths {
                     let (rows, ldx) = (5, cols + 3)
                     let x = Buffer(random.floats(rows * ldx))
-                    let (sums, expected) = (Buffer(repeating: unread, count: cols), Buffer(repeating: unread, count: cols))
+                    let (sums, expected) = (
+                        Buffer(repeating: unread, count: cols), Buffer(repeating: unread, count: cols)
+                    )
                     let rounded = Buffer(repeating: UInt16(7), count: rows * ldx)
                     build.kernels.sum_and_round_rows(
                         sums.pointer, rounded.pointer, format, x.pointer, Int64(rows), Int64(cols), Int64(ldx), 0)

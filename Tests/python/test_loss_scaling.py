@@ -17,7 +17,7 @@ from models import (
     gpt_weight,
     part,
 )
-from tally import FLAT_MEMORY, NO_TRACE, SCALING, case
+from tally import FACTOR, FLAT_MEMORY, NO_TRACE, SCALING, case
 from windows import INF, NAN, SIZES, Window, afterwards, both_sources, facts, gradients
 
 OVERFLOW, APPLIED = ga.Outcome.SKIPPED_OVERFLOW, ga.Outcome.APPLIED
@@ -32,23 +32,24 @@ def static(scale: float) -> ga.LossScaler:
 CLIPPING = {"none": {}, "norm": {"max_grad_norm": 0.5}, "value": {"max_grad_value": 1e-3}, "units": {"agc_clipping": 0.02}}
 
 
-def gpt(**window: Any) -> tuple[Model, Any]:
-    model = Model(gpt_arrays(61, 36, 13, 2), gpt_loss(3), weight=gpt_weight, **window)
-    return model, gpt_data(7, 13, 61)
+def gpt(seed: int = 0, **window: Any) -> tuple[Model, Any]:
+    model = Model(gpt_arrays(61, 36, 13, 2, seed), gpt_loss(3), weight=gpt_weight, **window)
+    return model, gpt_data(7, 13, 61, seed + 1)
 
 
 @pytest.mark.law(SCALING)
+@pytest.mark.parametrize("seed", range(FACTOR))
 @pytest.mark.parametrize("dtype", [ga.float32, ga.bfloat16])
-def test_power_of_two_changes_no_bit(dtype):
+def test_power_of_two_changes_no_bit(dtype, seed):
     """Of gradients, reports and weights, from 2^0 to 2^24, under every kind of clipping in turn."""
     expected = {}
     with ga.compute_dtype(dtype):
         for name, clipping in CLIPPING.items():
-            model, data = gpt(**clipping)
+            model, data = gpt(seed, **clipping)
             expected[name] = model.fingerprint(data, [[7], [3, 4]])
         assert len(set(expected.values())) == len(CLIPPING)
         for exponent, (name, clipping) in zip(range(25), itertools.cycle(CLIPPING.items())):
-            model, data = gpt(loss_scaler=static(2.0**exponent), **clipping)
+            model, data = gpt(seed, loss_scaler=static(2.0**exponent), **clipping)
             assert model.fingerprint(data, [[3, 4], [1] * 7]) == expected[name], f"2^{exponent}, {name}"
             case()
 

@@ -11,7 +11,7 @@ import pytest
 
 from models import Model, gpt_arrays, gpt_data, gpt_loss, gpt_weight, part, random_split
 from support import ROOT
-from tally import FLAT_MEMORY, NO_TRACE, SCALING, SPLIT_INVARIANCE, case
+from tally import FACTOR, FLAT_MEMORY, NO_TRACE, SCALING, SPLIT_INVARIANCE, case
 
 FORMATS = ["bfloat16_stochastic", "bfloat16_kahan", "bfloat16"]
 
@@ -144,8 +144,9 @@ def test_any_split_and_any_number_of_threads_give_the_same_bits(sum_format, dtyp
     before = ga.get_num_threads()
     found = set()
     with ga.compute_dtype(dtype):
-        for threads, split in enumerate([[9], [1] * 9, [4, 5], random_split(rng, 9)], start=1):
-            ga.set_num_threads(threads)
+        splits = [[9], [1] * 9, [4, 5], *(random_split(rng, 9) for _ in range(4 * FACTOR - 3))]
+        for turn, split in enumerate(splits):
+            ga.set_num_threads(1 + turn % 4)
             try:
                 model, data = gpt(sum_format)
                 found.add(model.fingerprint(data, [split, [2, 7]]))

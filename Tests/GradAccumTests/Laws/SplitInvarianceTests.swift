@@ -19,7 +19,8 @@ final class SplitInvarianceTests: LawTestCase {
             for threads in 1...4 {
                 let single = (0..<samples).map { $0..<($0 + 1) }
                 // An empty micro-batch adds nothing, wherever it comes.
-                for split in [single, [0..<0] + randomSplit(samples, &generator) + [0..<0]] {
+                let others = (1..<(2 * Self.factor)).map { _ in [0..<0] + randomSplit(samples, &generator) + [0..<0] }
+                for split in [single] + others {
                     ran()
                     let parts = try accumulated(opCase, values, split, threads: threads, format)
                     XCTAssertEqual(
@@ -87,10 +88,10 @@ final class SplitInvarianceTests: LawTestCase {
             }
             let whole = try weights([0..<batch], threads: 1)
             for threads in 1...4 {
-                for split in [
+                let regular = [
                     (0..<batch).map { $0..<($0 + 1) }, [0..<4, 4..<8, 8..<12], [0..<5, 5..<10, 10..<12],
-                    randomSplit(batch, &generator),
-                ] {
+                ]
+                for split in regular + (3..<(4 * Self.factor)).map({ _ in randomSplit(batch, &generator) }) {
                     ran()
                     XCTAssertEqual(
                         whole, try weights(split, threads: threads),
@@ -134,7 +135,7 @@ final class SplitInvarianceTests: LawTestCase {
             }
             let whole = try gradients([0..<samples], threads: 1)
             for threads in 1...4 {
-                for _ in 0..<3 {
+                for _ in 0..<(3 * Self.factor) {
                     ran()
                     let split = randomSplit(samples, &generator)
                     XCTAssertEqual(
