@@ -53,9 +53,12 @@ def run(library: str, python: str, factor: str) -> bool:
         # Most of either runs on one core: they go side by side, and what the first prints follows the second.
         with tempfile.TemporaryFile() as printed:
             background = subprocess.Popen(swift, cwd=ROOT, env=variables, stdout=printed, stderr=subprocess.STDOUT)
-            statuses = [subprocess.run(pytest, cwd=ROOT, env=variables).returncode, background.wait()]
-            printed.seek(0)
-            sys.stdout.write(printed.read().decode("utf-8", "replace"))
+            try:
+                statuses = [subprocess.run(pytest, cwd=ROOT, env=variables).returncode, background.wait()]
+            finally:
+                background.kill()
+                printed.seek(0)
+                sys.stdout.write(printed.read().decode("utf-8", "replace"))
         return table(tally) and not any(statuses)
 
 

@@ -222,17 +222,26 @@ func adamw8bit(
             for block in blocks {
                 let first = block &* 256
                 let end = min(first &+ 256, Int(n))
-                if mLargest[block] == .infinity || vLargest[block] == .infinity {
-                    // The block must not lose all of its numbers to that one.
-                    let most = Vector(repeating: .greatestFiniteMagnitude)
+                @inline(always)
+                func update(_ lanes: Lanes) {
+                    let place = Lanes(first: lanes.first &- origin)
+                    let denominator = multiplyAdd(load(squares, place).squareRoot(), correction, options.eps)
+                    let p = load(parameter, lanes) * options.decoupled_decay
+                    store(multiplyAdd(size, load(means, place) / denominator, p), parameter, lanes)
+                }
+                let isBeyond = mLargest[block] > largestScale || vLargest[block] > largestScale
+                if isBeyond {
+                    // The update is that of the numbers as they are, but the block must not lose all of them to these.
+                    forEachLanes(from: first, to: end, update)
+                    let most = Vector(repeating: largestScale)
                     @inline(always)
                     func limit(_ lanes: Lanes) {
                         store(smaller(larger(load(means, lanes), -most), most), means, lanes)
                         store(smaller(load(squares, lanes), most), squares, lanes)
                     }
                     forEachLanes(from: first &- origin, to: first &- origin &+ 256, limit)
-                    if mLargest[block] == .infinity { mLargest[block] = .greatestFiniteMagnitude }
-                    if vLargest[block] == .infinity { vLargest[block] = .greatestFiniteMagnitude }
+                    mLargest[block] = min(mLargest[block], largestScale)
+                    vLargest[block] = min(vLargest[block], largestScale)
                 }
                 let mInverse = inverse(mLargest[block])
                 let vInverse = inverse(vLargest[block])
@@ -247,10 +256,7 @@ func adamw8bit(
                 var next = prepare(first &- origin)
                 @inline(always)
                 func finish(_ lanes: Lanes) {
-                    let place = Lanes(first: lanes.first &- origin)
-                    let denominator = multiplyAdd(load(squares, place).squareRoot(), correction, options.eps)
-                    let p = load(parameter, lanes) * options.decoupled_decay
-                    store(multiplyAdd(size, load(means, place) / denominator, p), parameter, lanes)
+                    if !isBeyond { update(lanes) }
                     let (mean, square, decades) = next
                     next = prepare(lanes.first &- origin &+ 16)
                     let level = copySign(signed.levels(magnitude(mean), in: decades.0), mean)
@@ -267,6 +273,9 @@ func adamw8bit(
         }
     }
 }
+
+/// The largest scale of a block: 1 over it is no denormal, which would count for 0.
+private let largestScale: Float = 0x1p126
 
 /// 1 over a magnitude, or 0 for 0.
 @inline(always)

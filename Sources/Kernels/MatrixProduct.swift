@@ -121,7 +121,7 @@ private struct Panel<W: Words> {
         }
     }
 
-    /// Gives the sums of a tile in two bytes: whole pairs of vectors, or a vector.
+    /// Gives the sums of a tile in two bytes. It has one vector to a row, or an even number.
     @inline(always)
     private func round(
         _ sums: Sums, rows: Int, vectors: Int, _ format: shims_format, to out: UnsafeMutablePointer<UInt16>

@@ -164,7 +164,7 @@ final class MatrixTests: KernelTestCase {
     func testRoundedProduct() {
         var random = SplitMix64(64)
         for build in Build.all {
-            for (m, n, k) in [(1, 1, 1), (7, 65, 33), (50, 130, 900)] {
+            for (m, n, k) in [(1, 1, 1), (7, 65, 33), (50, 130, 900), (7, 67, 2500)] {
                 forEachProduct(m, n, k, &random) { product, _ in
                     let sums = Buffer(repeating: Float(0), count: m * product.ldc)
                     product.run(build, sums.pointer, rows: 0..<m, columns: 0..<n, depth: 0..<k)

@@ -127,24 +127,29 @@ final class ReductionTests: KernelTestCase {
     /// Rounding on the way changes no sum, and is that of the conversion.
     func testRowsAreRoundedWhileTheyAreSummed() {
         var random = SplitMix64(25)
+        let special: [Float] = [.nan, .infinity, -.infinity, 65520, -3e38, 0, -0.0, 1 + 0x1p-8, 1 + 0x1p-11]
         for build in Build.all {
-            for format in [SHIMS_BF16, SHIMS_F16] {
-                for cols in lengths {
-                    let (rows, ldx) = (5, cols + 3)
+            for (format, cols) in [SHIMS_BF16, SHIMS_F16].flatMap({ format in lengths.map { (format, $0) } }) {
+                for (rows, accumulate) in [(0, true), (5, false), (5, true)] {
+                    let ldx = cols + 3
                     let x = Buffer(random.floats(rows * ldx))
-                    let (sums, expected) = (
-                        Buffer(repeating: unread, count: cols), Buffer(repeating: unread, count: cols)
-                    )
+                    for (place, number) in zip(stride(from: 1, to: rows * ldx, by: 5), special) {
+                        x.pointer[place] = number
+                    }
+                    let before = initial(cols, accumulate: accumulate, &random)
+                    let (sums, expected) = (Buffer(before), Buffer(before))
                     let rounded = Buffer(repeating: UInt16(7), count: rows * ldx)
+                    let (m, n, ld, adds) = (Int64(rows), Int64(cols), Int64(ldx), Int32(accumulate ? 1 : 0))
                     build.kernels.sum_and_round_rows(
-                        sums.pointer, rounded.pointer, format, x.pointer, Int64(rows), Int64(cols), Int64(ldx), 0)
-                    build.kernels.sum_rows(expected.pointer, x.pointer, Int64(rows), Int64(cols), Int64(ldx), 0)
-                    expectSameBits(sums.elements, expected.elements, "\(build.name) \(format) cols=\(cols)")
+                        sums.pointer, rounded.pointer, format, x.pointer, m, n, ld, adds)
+                    build.kernels.sum_rows(expected.pointer, x.pointer, m, n, ld, adds)
+                    let name = "\(build.name) \(format) cols=\(cols) rows=\(rows)"
+                    expectSameBits(sums.elements, expected.elements, name)
                     for row in 0..<rows {
                         var halves = [UInt16](repeating: 0, count: cols)
-                        build.kernels.from_f32(&halves, format, x.pointer + row * ldx, Int64(cols))
-                        let found = (0..<ldx).map { rounded.pointer[row * ldx + $0] }
-                        XCTAssertEqual(found, halves + [7, 7, 7], "\(build.name) \(format) cols=\(cols) row \(row)")
+                        build.kernels.from_f32(&halves, format, x.pointer + row * ldx, n)
+                        XCTAssertEqual(
+                            rounded.elements[(row * ldx)..<((row + 1) * ldx)], (halves + [7, 7, 7])[...], name)
                     }
                 }
             }

@@ -581,3 +581,13 @@ def test_declined_retry_reports_its_own_window():
     assert window.step().outcome == OVERFLOW
     assert not np.isfinite(window.gradient_norms()).any()
     assert list(window.stagnation()[0]) == [4]
+
+
+def test_declined_retry_of_nothing_but_dropped_micro_batches_has_norms_of_0():
+    parameter = ga.tensor(np.ones(4, np.float32), requires_grad=True)
+    window = ga.Accumulator(
+        ga.SGD([parameter]), isolated=True, loss_scaler=ga.LossScaler(4.0), retry_handler=lambda report: False
+    )
+    window.accumulate_gradients([np.full(4, np.inf, np.float32)], 0.0, 1.0)
+    assert window.step().outcome == OVERFLOW
+    assert window.gradient_norms() == [0.0]

@@ -137,8 +137,8 @@ typedef struct shims_kernel_table {
     /* out[c] (+)= x[0][c] + x[1][c] + ...: one chain per column, in row order, out loaded first. */
     void (*_Nonnull sum_rows)(float *_Nonnull out, const float *_Nonnull x, int64_t rows, int64_t cols,
                               int64_t ldx, int32_t accumulate);
-    /* The same, and rounded[r][c], with ldx between its rows too, becomes the nearest to x[r][c] in a half format, or 0 for
-     * a denormal. */
+    /* The same, and rounded[r][c], with ldx between its rows too, becomes the nearest to x[r][c] in a half format. A
+     * denormal may become 0. */
     void (*_Nonnull sum_and_round_rows)(float *_Nonnull out, uint16_t *_Nonnull rounded, shims_format format,
                                         const float *_Nonnull x, int64_t rows, int64_t cols, int64_t ldx,
                                         int32_t accumulate);

@@ -59,8 +59,11 @@ extension Accumulator {
         divisor == 0 ? 0 : sums.squares.reduce(0, +).squareRoot() / divisor
     }
 
-    /// Per parameter, of the mean gradient of a window that weighs something.
-    func norms(of sums: FoldedSums) -> [Double] { sums.squares.map { $0.squareRoot() / divisor } }
+    /// Per parameter, of the mean gradient; 0 for a window without weight.
+    func norms(of sums: FoldedSums) -> [Double] {
+        let divisor = divisor
+        return sums.squares.map { divisor == 0 ? 0 : $0.squareRoot() / divisor }
+    }
 
     /// Reads the sums of the window, unless that was done before and the same parameters are trained.
     func foldWindow() throws(GAError) -> FoldedSums {

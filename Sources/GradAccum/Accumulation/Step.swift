@@ -2,8 +2,8 @@ extension Accumulator {
     /// Ends the window: divides by its weight, clips, updates the parameters and empties the accumulators.
     ///
     /// A window that is not finite, is an outlier or weighs nothing is dropped without a trace. Errors: `state` if it is
-    /// empty, a micro-batch is open or a weight is missing and `overflow` if a schedule makes the learning rate too large,
-    /// and it stays as it is; `nonFinite` and `outlier` where the policy or the limit on consecutive skips says so, and it
+    /// empty, a micro-batch is open or a weight is missing, `overflow` if a schedule makes the learning rate too large and,
+    /// with sums in bfloat16, `outOfMemory`, and it stays as it is; `nonFinite` and `outlier` where the policy or the limit on consecutive skips says so, and it
     /// is dropped.
     public func step() throws(GAError) -> WindowReport {
         try requireBetweenMicroBatches("step")

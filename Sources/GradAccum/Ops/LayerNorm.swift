@@ -80,7 +80,7 @@ extension Tensor {
             if hasBias {
                 try gradients.add(to: biasInput, samples: samples) { (db, accumulate, samples) throws(GAError) in
                     let rows = samples.lowerBound * rowsOfSample..<samples.upperBound * rowsOfSample
-                    try sumRows(db, dy, rows, columns: columns, accumulate, roundedTo: dy)
+                    try sumRows(db, dy, rows, columns: columns, accumulate)
                 }
             }
         }

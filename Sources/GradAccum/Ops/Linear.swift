@@ -15,14 +15,19 @@ extension Tensor {
         let hasBias = bias != nil
         func backward(_ dy: Tensor, _ gradients: Gradients) throws(GAError) {
             try gradients.underflow?.count(dy, layer.compute)
-            // Rounded once for both products, while the gradient of the bias reads it.
+            // Rounded once for both products: while the gradient of the bias reads it, where that is work for all threads.
             let factor = layer.compute == .float32 ? dy : try Tensor(uninitialized: dy.layout, layer.compute)
-            if hasBias && gradients.needed(2) {
-                try gradients.add(to: 2, samples: layer.samples) { (db, accumulate, samples) throws(GAError) in
-                    try sumRows(db, dy, layer.rows(of: samples), columns: layer.n, accumulate, roundedTo: factor)
-                }
-            } else if factor !== dy {
+            let addsBias = hasBias && gradients.needed(2)
+            let roundsForBias = factor !== dy && addsBias && layer.n >= 64 * Runtime.numThreads
+            if factor !== dy && !roundsForBias {
                 try elementwise(dy.elementCount) { start, count in factor.storeFloats(dy.floats + start, start, count) }
+            }
+            if addsBias {
+                try gradients.add(to: 2, samples: layer.samples) { (db, accumulate, samples) throws(GAError) in
+                    try sumRows(
+                        db, dy, layer.rows(of: samples), columns: layer.n, accumulate,
+                        rounding: roundsForBias ? factor : nil)
+                }
             }
             try derivative.add(factor, gradients)
         }
@@ -130,22 +135,22 @@ struct LinearLayer {
     private var weightArithmetic: DType { rowsOfSample % 2 == 0 || compute != .bfloat16 ? compute : .float32 }
 }
 
-/// out [columns] (+)= these rows of x [..., columns] one after another: one chain per column. Where `factor` is not x itself,
-/// they are rounded to its type in the same pass.
+/// out [columns] (+)= these rows of x [..., columns] one after another: one chain per column. They are rounded into `rounded`,
+/// if there is one, in the same pass.
 func sumRows(
     _ out: UnsafeMutablePointer<Float>, _ x: Tensor, _ rows: Range<Int>, columns: Int, _ accumulate: Int32,
-    roundedTo factor: Tensor
+    rounding rounded: Tensor? = nil
 ) throws(GAError) {
     let first = rows.lowerBound * columns
     try Runtime.parallel(count: columns, grain: 64) { column, count in
         let (start, out) = (first + column, out + column)
-        if factor === x {
+        if let rounded {
+            Runtime.kernels.sum_and_round_rows(
+                out, rounded.address.assumingMemoryBound(to: UInt16.self) + start, rounded.dtype.format,
+                x.floats + start, Int64(rows.count), Int64(count), Int64(columns), accumulate)
+        } else {
             Runtime.kernels.sum_rows(
                 out, x.floats + start, Int64(rows.count), Int64(count), Int64(columns), accumulate)
-        } else {
-            Runtime.kernels.sum_and_round_rows(
-                out, factor.address.assumingMemoryBound(to: UInt16.self) + start, factor.dtype.format, x.floats + start,
-                Int64(rows.count), Int64(count), Int64(columns), accumulate)
         }
     }
 }

@@ -7,12 +7,13 @@ struct Pieces {
     let elementCount: Int
     private var entries: [(index: Int, start: Int, count: Int)] = []
 
-    /// `isLong`: pieces are 8 times as long where each thread gets many of them nonetheless, for loops that do nothing but
+    /// `isLong`: pieces are 8 times as long where each thread gets at least 16 of them, for loops that do nothing but
     /// wait for memory, which is slow at first where a thread jumps to.
     init(_ sizes: [Int], isLong: Bool = false) {
         arrayCount = sizes.count
         elementCount = sizes.reduce(0, +)
-        let grain = isLong && elementCount >= 1 << 24 ? 8 * Pieces.grain : Pieces.grain
+        let long = 8 * Pieces.grain
+        let grain = isLong && elementCount / long >= 16 * Runtime.numThreads ? long : Pieces.grain
         for (index, size) in sizes.enumerated() {
             for start in stride(from: 0, to: size, by: grain) {
                 entries.append((index, start, min(grain, size - start)))
