@@ -74,10 +74,9 @@ extension Accumulator {
                 }
                 return
             }
-            let pieces = Pieces(
-                zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount }, isLong: true)
-            try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { tile in
-                let (index, start, count) = pieces[tile]
+            let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
+            try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount, stretch: pieces.stretch) { piece in
+                let (index, start, count) = pieces[piece]
                 destination[index].dense[0].add(
                     gradients[index]! + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)
             }
@@ -122,9 +121,9 @@ extension Accumulator {
         }
         window.microBatch?.hasGradients = true
         let buffer = destination[index].dense[0]
-        let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount], isLong: true))
-        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { tile in
-            let (_, start, count) = pieces[tile]
+        let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount]))
+        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount, stretch: pieces.stretch) { piece in
+            let (_, start, count) = pieces[piece]
             buffer.add(
                 gradient + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)
         }

@@ -7,16 +7,12 @@ struct Pieces {
     let elementCount: Int
     private var entries: [(index: Int, start: Int, count: Int)] = []
 
-    /// `isLong`: pieces are 8 times as long where each thread gets at least 16 of them, for loops that do nothing but
-    /// wait for memory, which is slow at first where a thread jumps to.
-    init(_ sizes: [Int], isLong: Bool = false) {
+    init(_ sizes: [Int]) {
         arrayCount = sizes.count
         elementCount = sizes.reduce(0, +)
-        let long = 8 * Pieces.grain
-        let grain = isLong && elementCount / long >= 16 * Runtime.numThreads ? long : Pieces.grain
         for (index, size) in sizes.enumerated() {
-            for start in stride(from: 0, to: size, by: grain) {
-                entries.append((index, start, min(grain, size - start)))
+            for start in stride(from: 0, to: size, by: Pieces.grain) {
+                entries.append((index, start, min(Pieces.grain, size - start)))
             }
         }
     }
@@ -24,11 +20,14 @@ struct Pieces {
     var count: Int { entries.count }
     subscript(_ piece: Int) -> (index: Int, start: Int, count: Int) { entries[piece] }
 
+    /// How many pieces in a row a thread takes where it does little but read memory, which is slow at first where it jumps to.
+    var stretch: Int { count >= 128 * Runtime.numThreads ? 8 : 1 }
+
     /// Per array, the sums of what `body` returns for its pieces, which runs on all threads: (array, elements of it).
     ///
     /// They are added in the order of the pieces, so that the number of threads changes no bit.
     func sums(_ body: (Int, Range<Int>) throws(GAError) -> SIMD2<Double>) throws(GAError) -> [SIMD2<Double>] {
-        let terms = try collect(count, elements: elementCount) { piece throws(GAError) in
+        let terms = try collect(count, elements: elementCount, stretch: stretch) { piece throws(GAError) in
             let (index, start, count) = entries[piece]
             return try body(index, start..<(start + count))
         }
@@ -40,12 +39,12 @@ struct Pieces {
 
 /// The results of `body` for the tiles `0 ..< tiles`, which have that many elements in all and run on all threads.
 func collect(
-    _ tiles: Int, elements: Int = .max, _ body: (Int) throws(GAError) -> SIMD2<Double>
+    _ tiles: Int, elements: Int = .max, stretch: Int = 1, _ body: (Int) throws(GAError) -> SIMD2<Double>
 ) throws(GAError) -> [SIMD2<Double>] {
     var results = [SIMD2<Double>](repeating: .zero, count: tiles)
     try results.withUnsafeMutableBufferPointer { (results) throws(GAError) in
         let results = UnsafeMutableBufferPointer(rebasing: results[...])
-        try Runtime.parallel(tiles: tiles, elements: elements) { tile throws(GAError) in
+        try Runtime.parallel(tiles: tiles, elements: elements, stretch: stretch) { tile throws(GAError) in
             results[tile] = try body(tile)
         }
     }

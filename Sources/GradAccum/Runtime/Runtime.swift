@@ -75,12 +75,12 @@ public enum Runtime {
     }
 
     /// Runs `body` for the tiles `0 ..< tiles` on the threads of the library, or if the tiles have few `elements` in all,
-    /// on the caller's: to wake a thread takes longer than they do.
+    /// on the caller's: to wake a thread takes longer than they do. A thread takes `stretch` tiles in a row.
     ///
     /// `body` makes no array and no object: the first of its type is made under a lock of Swift's, which two threads
     /// wait for forever in the child of a `fork()`, as it knows threads by numbers from before.
     static func parallel(
-        tiles: Int, elements: Int = .max, _ body: (Int) throws(GAError) -> Void
+        tiles: Int, elements: Int = .max, stretch: Int = 1, _ body: (Int) throws(GAError) -> Void
     ) throws(GAError) {
         guard tiles > 0 else { return }
         let mode = shims_enter_compute()
@@ -90,7 +90,9 @@ public enum Runtime {
             for tile in 0..<tiles { try body(tile) }
             return
         }
-        try currentPool().run(tiles: tiles) { (tile, _) throws(GAError) in try body(tile) }
+        try currentPool().run(tiles: (tiles + stretch - 1) / stretch) { (run, _) throws(GAError) in
+            for tile in (run * stretch)..<min((run + 1) * stretch, tiles) { try body(tile) }
+        }
     }
 
     /// The same with `scratch` floats of uninitialised memory for each tile that runs at the time.
