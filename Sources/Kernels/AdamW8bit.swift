@@ -74,7 +74,7 @@ private struct DynamicMap {
         // 1 over them: this runs once per piece of a parameter, where divisions would be felt.
         var (part, inverseScale) = (1 / first, 1e6)
         for decade in 0..<8 {
-            let exponent = first == 1 ? (decade &+ 1) & 7 : decade
+            let exponent = Int(Float(levels * unit).bitPattern &>> 23) & 7
             if decade < 7 {
                 set(&slopes, exponent, 0.9 * scale * part / unit)
                 set(&offsets, exponent, scale * (0.45 * part - 0.8))

@@ -57,9 +57,9 @@ private struct Panel<W: Words> {
     let ldrounded: Int
     let accumulate: Bool
 
-    /// Computes `rows` x `vectors` vectors of `c`, or with `rounds` whole ones of `rounded`, held in registers over all words;
-    /// of the last vector of a row, if it is the only one, the first `lanes`. `a` is that of the first row, with steps in words, of
-    /// which one is 1.
+    /// Computes `rows` x `vectors` vectors of `c`, or with `rounds` whole ones of `rounded`, held in registers over all
+    /// words; of the last vector of a row, if it is the only one, the first `lanes`. `a` is that of the first row, with steps
+    /// in words, of which one is 1.
     @inline(always)
     func computeTile(
         row: Int, rows: Int, vectors: Int, lanes: Int, rounds: Bool, _ a: UnsafeRawPointer, aRow: Int, aWord: Int

@@ -3,8 +3,8 @@ extension Accumulator {
     ///
     /// A window that is not finite, is an outlier or weighs nothing is dropped without a trace. Errors: `state` if it is
     /// empty, a micro-batch is open or a weight is missing, `overflow` if a schedule makes the learning rate too large and,
-    /// with sums in bfloat16, `outOfMemory`, and it stays as it is; `nonFinite` and `outlier` where the policy or the limit on consecutive skips says so, and it
-    /// is dropped.
+    /// with sums in bfloat16, `outOfMemory`, and it stays as it is; `nonFinite` and `outlier` where the policy or the limit on
+    /// consecutive skips says so, and it is dropped.
     public func step() throws(GAError) -> WindowReport {
         try requireBetweenMicroBatches("step")
         try requireNoRetry("step")
@@ -111,8 +111,7 @@ extension Accumulator {
     func whereNonFinite() throws(GAError) -> WindowReport.NonFinite {
         // What a dropped micro-batch held is not in the sums.
         if !options.isIsolated, let found = window.firstNonFinite { return found }
-        let divisor = divisor
-        let parameter = try foldWindow().squares.firstIndex { !Float($0.squareRoot() / divisor).isFinite }
+        let parameter = norms(of: try foldWindow()).firstIndex { !Float($0).isFinite }
         let isOnlyOne = window.microBatches == 1 && window.aborted == 0
         return WindowReport.NonFinite(
             parameter: parameter, microBatch: parameter == nil ? nil : isOnlyOne ? 0 : window.overflowMicroBatch)
