@@ -29,6 +29,8 @@ FOREIGN_VENV := build/foreign-venv
 FOREIGN_TESTS := torch torch_amp torch_state jax gpt2 digits dlpack exchange arrays zero_copies
 
 TALLY := $(CURDIR)/build/laws.tally
+# Testable imports, which no test uses, are another way to compile: tests and library would rebuild each other.
+SWIFT_TEST := $(SWIFT) test -c release --disable-testable-imports
 
 .PHONY: all library examples demo test test-swift test-header test-python test-wheel wheel laws laws-long foreign bench \
     convergence format clean
@@ -74,7 +76,7 @@ empty-tally:
 	@: > $(TALLY)
 
 laws laws-long: examples $(VENV)/ready
-	@SWIFT="$(SWIFT)" $(PYTHON) Tests/laws.py run $(CURDIR)/$(LIBRARY) $(VENV)/bin/python $(if $(filter laws-long,$@),10,1)
+	@SWIFT_TEST="$(SWIFT_TEST)" $(PYTHON) Tests/laws.py run $(CURDIR)/$(LIBRARY) $(VENV)/bin/python $(if $(filter laws-long,$@),10,1)
 
 test-header: library
 	Tests/header/check_header.sh
@@ -82,11 +84,11 @@ test-header: library
 	Tests/header/check_kernels.sh "$$($(SWIFT) build -c release --show-bin-path)"
 
 test-swift: library $(VENV)/ready libpython
-	$(SWIFT) test -c release
-	GRADACCUM_ISA=baseline $(SWIFT) test -c release --skip-build --filter GradAccumTests
+	$(SWIFT_TEST)
+	GRADACCUM_ISA=baseline $(SWIFT_TEST) --skip-build --filter GradAccumTests
 	for isa in avx2:avx512f avx512:avx512_bf16; do \
 	    if grep -qw $${isa#*:} /proc/cpuinfo; then \
-	        GRADACCUM_ISA=$${isa%:*} $(SWIFT) test -c release --skip-build --filter GradAccumTests || exit 1; \
+	        GRADACCUM_ISA=$${isa%:*} $(SWIFT_TEST) --skip-build --filter GradAccumTests || exit 1; \
 	    fi; done
 
 test-python: $(VENV)/ready libpython
