@@ -177,7 +177,9 @@ func adamw8bit(
         shims_prefetch(v + element)
     }
     let groupSize = 4
-    for vector in 0..<groupSize &* 16 { fetch(16 &* vector) }
+    // Of memory in elements: one group may be worked on before what comes after it has arrived.
+    let distance = 2 &* groupSize &* 256
+    for vector in 0..<distance / 16 { fetch(16 &* vector) }
     let options = options.pointee
     let signed = DynamicMap(first: 1)
     let unsigned = DynamicMap(first: 2)
@@ -265,8 +267,8 @@ func adamw8bit(
                     store(codes(unsafeBitCast(code, to: Bits.self)), m, lanes)
                     let squareCode = unsigned.levels(square, in: decades.1) + magic
                     store(codes(unsafeBitCast(squareCode, to: Bits.self)), v, lanes)
-                    // This reads little from memory: meanwhile the next group is fetched.
-                    fetch(lanes.first &+ groupSize &* 256)
+                    // This reads little from memory: meanwhile a later group is fetched.
+                    fetch(lanes.first &+ distance)
                 }
                 forEachLanes(from: first, to: end, finish)
             }

@@ -65,7 +65,9 @@ public struct Update {
     /// each other forever in the child of a `fork()`.
     public func forEachPiece(_ body: (Int, Range<Int>) throws(GAError) -> Void) throws(GAError) {
         let pieces = Pieces(parameters.map(\.count))
-        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { piece throws(GAError) in
+        try Runtime.parallel(
+            tiles: pieces.count, elements: pieces.elementCount, stretch: pieces.stretch
+        ) { piece throws(GAError) in
             let (index, start, count) = pieces[piece]
             try body(index, start..<(start + count))
         }
