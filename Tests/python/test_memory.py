@@ -516,6 +516,27 @@ def test_allocator_is_used_for_all_and_gets_all_back():
     assert in_new_process(allocator_rules)
 
 
+def activations_given_back() -> tuple[int, int]:
+    # Of the caller, so that of the arena only sums of gradients and moments stay.
+    weights = [ga.from_numpy(np.full((1024, 1024), 0.01, np.float32), requires_grad=True) for _ in range(4)]
+    accumulator = ga.Accumulator(ga.AdamW(weights))
+    with ga.Scope():
+        x = ga.zeros((4096, 1024))
+        for weight in weights:
+            x = ga.gelu(ga.linear(x, weight))
+        accumulator.accumulate(ga.sum(x), weight=1.0)
+    in_update = ga.memory_usage().arena_bytes
+    ga.memory_trim()
+    return in_update, ga.memory_usage().arena_bytes
+
+
+def test_what_outlives_an_update_is_not_among_what_ends_with_it():
+    moments_and_sums = 3 * 4 * 1024 * 1024 * 4
+    in_update, afterwards = in_new_process(activations_given_back)
+    assert in_update > 3 * moments_and_sums
+    assert afterwards < 2 * moments_and_sums
+
+
 def limited_address_space() -> list[str]:
     import resource
 

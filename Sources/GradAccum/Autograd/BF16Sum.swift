@@ -58,7 +58,7 @@ final class BF16Sum {
         count = leaf.elementCount
         self.format = format
         let parts = format == .bfloat16Kahan ? 2 : 1
-        memory = try Tensor(uninitialized: [parts, count], .bfloat16, for: "gradient")
+        memory = try Tensor(uninitialized: [parts, count], .bfloat16, for: "gradient", lifetime: .training)
     }
 
     /// Sets what random bits are made of before the first addition of a window.

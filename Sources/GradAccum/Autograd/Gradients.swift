@@ -7,7 +7,7 @@ final class GradientBuffer {
     var isEmpty = true
 
     init(shape: [Int]) throws(GAError) {
-        tensor = try Tensor(uninitialized: shape, for: "gradient")
+        tensor = try Tensor(uninitialized: shape, for: "gradient", lifetime: .training)
     }
 
     /// On memory that is there, and that means zero if `isEmpty`.

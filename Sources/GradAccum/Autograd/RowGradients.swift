@@ -116,7 +116,7 @@ final class RowGradients {
 
     private func reserve(_ slots: Int) throws(GAError) {
         while chunks.count * slotsPerChunk < slots {
-            let chunk = try Tensor(uninitialized: [slotsPerChunk, columns], for: "gradient")
+            let chunk = try Tensor(uninitialized: [slotsPerChunk, columns], for: "gradient", lifetime: .training)
             chunks.append(chunk)
             addresses.append(chunk.floats)
         }

@@ -32,7 +32,8 @@ public final class Optimizer {
             for slot in rule.slots(ofParameter: index, shape: parameter.shape) { own.append(try SlotMemory(slot)) }
             slots.append(own)
         }
-        workspace = try Tensor(uninitialized: [rule.workspace(shapes: parameters.map(\.shape))], for: "optimizer")
+        workspace = try Tensor(
+            uninitialized: [rule.workspace(shapes: parameters.map(\.shape))], for: "optimizer", lifetime: .training)
         groups = ParameterGroups(parameterCount: parameters.count)
         updateCounts = parameters.map { _ in 0 }
         momentTimes = parameters.map { _ in 0 }

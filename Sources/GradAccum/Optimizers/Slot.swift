@@ -34,7 +34,7 @@ struct SlotMemory {
     /// Errors: `overflow`, `outOfMemory`, `invalidArgument` for a negative size.
     init(_ slot: Slot) throws(GAError) {
         let byteCount = try Shape.elementCount(slot.shape, "optimizer") * slot.element.byteCount
-        let storage = try Storage(byteCount: byteCount)
+        let storage = try Storage(byteCount: byteCount, for: .training)
         let address = storage.address
         try Runtime.parallel(count: byteCount, grain: 1 << 20) { start, size in
             (address + start).initializeMemory(as: UInt8.self, repeating: 0, count: size)

@@ -20,16 +20,26 @@ public struct MemoryUsage: Sendable, Equatable {
 /// The bytes behind all tensors: a few large chunks, cut to size and joined again when blocks are freed.
 ///
 /// Every micro-batch asks for the same sizes in the same order, so after the first one no call reaches the
-/// allocator and no page is touched for the first time.
+/// allocator and no page is touched for the first time. What outlives an update has chunks of its own: between blocks that
+/// come and go it would leave gaps that fit nothing else.
 final class Arena: @unchecked Sendable {
     static let shared = Arena()
 
+    /// How long memory is in use.
+    enum Lifetime: Int, CaseIterable {
+        /// As a rule until a backward pass has ended, at most: tensors.
+        case update
+        /// From one update to the next: sums of gradients, the state of optimizers and averages of weights.
+        case training
+    }
+
     private static let smallestChunk = 1 << 20
-    private static let largestStep = 64 << 20
+    private static let largestStep = 256 << 20
 
     private struct State {
         var allocator = Allocator.system
-        var map = BlockMap()
+        /// By lifetime.
+        var maps = Lifetime.allCases.map { _ in BlockMap() }
         var usage = MemoryUsage()
         /// How many chunks are being asked for.
         var growing = 0
@@ -52,18 +62,19 @@ final class Arena: @unchecked Sendable {
     /// Memory in use: where it is, and what to give back.
     struct Block {
         let address: UnsafeMutableRawPointer
+        fileprivate let lifetime: Lifetime
         fileprivate let index: BlockMap.Index
     }
 
     /// Uninitialised memory for `byteCount` bytes, aligned to ``Allocator/alignment``.
-    func allocate(byteCount: Int) throws(GAError) -> Block {
+    func allocate(byteCount: Int, for lifetime: Lifetime = .update) throws(GAError) -> Block {
         let mask = Allocator.alignment - 1
         guard byteCount <= Int.max - mask else { throw Arena.exhausted(byteCount) }
         let size = max((byteCount + mask) & ~mask, Allocator.alignment)
         let found: Block? = withState { state in
-            guard let index = state.map.take(size) else { return nil }
+            guard let index = state.maps[lifetime.rawValue].take(size) else { return nil }
             state.usage.countLive(size)
-            return Block(address: state.map.address(index), index: index)
+            return Block(address: state.maps[lifetime.rawValue].address(index), lifetime: lifetime, index: index)
         }
         if let found { return found }
         let chunk = try grow(size)
@@ -71,11 +82,12 @@ final class Arena: @unchecked Sendable {
             state.growing -= 1
             state.usage.arenaBytes += chunk.count
             state.usage.countLive(size)
-            return Block(address: chunk.baseAddress!, index: state.map.take(size, of: chunk))
+            let index = state.maps[lifetime.rawValue].take(size, of: chunk)
+            return Block(address: chunk.baseAddress!, lifetime: lifetime, index: index)
         }
     }
 
-    func free(_ block: Block) { withState { $0.usage.liveBytes -= $0.map.free(block.index) } }
+    func free(_ block: Block) { withState { $0.usage.liveBytes -= $0.maps[block.lifetime.rawValue].free(block.index) } }
 
     func memoryUsage() -> MemoryUsage { withState { $0.usage } }
 
@@ -84,7 +96,7 @@ final class Arena: @unchecked Sendable {
     /// Gives chunks without a block in use back to the allocator.
     func trim() {
         let (unused, allocator): ([UnsafeMutableRawBufferPointer], Allocator) = withState { state in
-            let unused = state.map.removeUnusedChunks()
+            let unused = state.maps.indices.flatMap { state.maps[$0].removeUnusedChunks() }
             for chunk in unused { state.usage.arenaBytes -= chunk.count }
             return (unused, state.allocator)
         }
@@ -94,7 +106,7 @@ final class Arena: @unchecked Sendable {
     func setAllocator(_ new: Allocator) throws(GAError) {
         trim()
         try withState { (state) throws(GAError) in
-            guard state.map.chunkCount == 0 && state.growing == 0 else {
+            guard state.maps.allSatisfy({ $0.chunkCount == 0 }) && state.growing == 0 else {
                 throw GAError(
                     .state,
                     "set_allocator: \(state.usage.liveBytes) bytes of the present allocator are in use: "

@@ -73,7 +73,7 @@ public final class WeightAverage {
     }
 
     private static func copy(of weights: Tensor) throws(GAError) -> Tensor {
-        let copy = try Tensor(uninitialized: weights.shape, for: "average")
+        let copy = try Tensor(uninitialized: weights.shape, for: "average", lifetime: .training)
         copy.floats.update(from: weights.floats, count: weights.elementCount)
         return copy
     }

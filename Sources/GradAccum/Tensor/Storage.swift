@@ -17,8 +17,8 @@ final class Storage {
     private var source: Source
 
     /// Uninitialised memory from the arena.
-    init(byteCount: Int) throws(GAError) {
-        let block = try Arena.shared.allocate(byteCount: byteCount)
+    init(byteCount: Int, for lifetime: Arena.Lifetime = .update) throws(GAError) {
+        let block = try Arena.shared.allocate(byteCount: byteCount, for: lifetime)
         address = block.address
         source = .arena(block)
     }

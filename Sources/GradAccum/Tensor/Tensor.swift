@@ -44,14 +44,18 @@ public final class Tensor {
 
     /// An uninitialised contiguous tensor.
     convenience init(
-        uninitialized shape: [Int], _ dtype: DType = .float32, for operation: StaticString
+        uninitialized shape: [Int], _ dtype: DType = .float32, for operation: StaticString,
+        lifetime: Arena.Lifetime = .update
     ) throws(GAError) {
-        try self.init(uninitialized: try Layout(packed: shape, operation), dtype)
+        try self.init(uninitialized: try Layout(packed: shape, operation), dtype, lifetime: lifetime)
     }
 
     /// An uninitialised contiguous tensor in the shape of a layout.
-    convenience init(uninitialized layout: Layout, _ dtype: DType = .float32) throws(GAError) {
-        self.init(try Storage(byteCount: layout.elementCount * dtype.byteCount), dtype, layout.packed)
+    convenience init(
+        uninitialized layout: Layout, _ dtype: DType = .float32, lifetime: Arena.Lifetime = .update
+    ) throws(GAError) {
+        let byteCount = layout.elementCount * dtype.byteCount
+        self.init(try Storage(byteCount: byteCount, for: lifetime), dtype, layout.packed)
     }
 
     /// A tensor of zeros. Errors: `overflow`, `outOfMemory`, `invalidArgument` for a negative size.
