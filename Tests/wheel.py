@@ -26,6 +26,7 @@ LICENSE_LINES = ["--text", str(ROOT / "LICENSE"), "--updates", "3", "--batch", "
 EXAMPLES = {
     "train_gpt.py": ((), ["--text", str(ROOT / "LICENSE"), *TINY.split()]),
     "recipe.py": ((), ["--micro-batch", "5"]),
+    "digits_float16.py": (("sklearn",), []),
     "digits_numpy.py": (("sklearn",), []),
     "digits_ops.py": (("sklearn",), []),
     "digits_torch.py": (("sklearn", "torch"), []),

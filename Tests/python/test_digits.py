@@ -1,4 +1,5 @@
-"""The digits programs of examples/: each learns handwritten digits, and micro-batches make the curve of whole batches."""
+"""The digits programs of examples/: each learns handwritten digits, and micro-batches make the curve of whole batches, or a
+loss scale finds where float16 holds the gradients."""
 
 from __future__ import annotations
 
@@ -14,16 +15,24 @@ from tally import SPLIT_INVARIANCE, TRUE_WEIGHTS
 RESULT = re.compile(
     r"RESULT accuracy=([0-9.]+) largest_difference=(\S+) tolerance=(\S+) same_bits=(yes|no) weights_sha256=([0-9a-f]{64})"
 )
+SCALED_RESULT = re.compile(
+    r"RESULT accuracy=([0-9.]+) updates=(\d+) skipped=(\d+) first_scale=(\d+) final_scale=(\d+)"
+)
 
 
-def run(name: str, *options: str, **variables: str) -> tuple[float, float, float, bool, str]:
+def last_line(name: str, result: re.Pattern[str], *options: str, **variables: str) -> tuple[str, ...]:
     """Runs a program and returns the fields of its last line."""
     program = [sys.executable, str(ROOT / "examples" / "python" / name), *options]
     done = subprocess.run(program, env=environment(**variables), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
-    match = RESULT.fullmatch(done.stdout.rstrip("\n").rpartition("\n")[2])
+    match = result.fullmatch(done.stdout.rstrip("\n").rpartition("\n")[2])
     assert match, done.stdout
-    accuracy, difference, tolerance, same_bits, digest = match.groups()
+    return match.groups()
+
+
+def run(name: str, *options: str, **variables: str) -> tuple[float, float, float, bool, str]:
+    """Runs a program that trains twice."""
+    accuracy, difference, tolerance, same_bits, digest = last_line(name, RESULT, *options, **variables)
     return float(accuracy), float(difference), float(tolerance), same_bits == "yes", digest
 
 
@@ -54,6 +63,14 @@ def test_convolutions_of_pytorch_give_the_same_curve():
     pytest.importorskip("torch", reason="PyTorch is not installed: make foreign runs this")
     accuracy, difference, tolerance, _, _ = run("digits_torch.py")
     assert accuracy >= 0.97 and difference <= tolerance < 2e-3
+
+
+def test_float16_gradients_skip_windows_until_the_scale_fits():
+    accuracy, *counts = last_line("digits_float16.py", SCALED_RESULT)
+    updates, skipped, first_scale, final_scale = map(int, counts)
+    windows = 20 * 15  # epochs, and batches in each
+    assert float(accuracy) >= 0.97 and updates + skipped == windows
+    assert skipped >= 1 and final_scale < first_scale
 
 
 def test_wrong_weights_would_show():
