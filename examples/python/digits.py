@@ -90,6 +90,28 @@ class Curve:
         return hashlib.sha256(b"".join(x.tobytes() for x in self.weights)).hexdigest()
 
 
+def perceptron(hidden):
+    """The weights and biases of one with a hidden layer, in float32: [w1, b1, w2, b2]."""
+    rng = np.random.default_rng(0)
+    parameters = []
+    for before, after in ((64, hidden), (hidden, CLASSES)):
+        weight = rng.standard_normal((before, after), np.float32) * np.float32(math.sqrt(2 / before))
+        parameters += [weight, np.zeros(after, np.float32)]
+    return parameters
+
+
+def cross_entropy(logits, classes):
+    """The sum of the cross-entropies of float32 logits, added up in float64, and its gradient in float32."""
+    shifted = logits - logits.max(1, keepdims=True)
+    exponentials = np.exp(shifted)
+    sums = exponentials.sum(1, keepdims=True)
+    rows = np.arange(len(classes))
+    loss = (np.log(sums[:, 0]) - shifted[rows, classes]).sum(dtype=np.float64)
+    gradient = exponentials / sums
+    gradient[rows, classes] -= 1
+    return float(loss), gradient
+
+
 def judge(logits, digits):
     """The mean cross-entropy of logits, in float64, and the share of digits that they get right."""
     logits = logits.astype(np.float64)

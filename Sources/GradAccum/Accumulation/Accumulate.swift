@@ -75,8 +75,7 @@ extension Accumulator {
                 return
             }
             let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
-            try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount, stretch: pieces.stretch) { piece in
-                let (index, start, count) = pieces[piece]
+            try pieces.forEach { index, start, count in
                 destination[index].dense[0].add(
                     gradients[index]! + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)
             }
@@ -121,9 +120,8 @@ extension Accumulator {
         }
         window.microBatch?.hasGradients = true
         let buffer = destination[index].dense[0]
-        let (pastCaches, pieces) = (sumsExceedCaches, Pieces([parameter.elementCount]))
-        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount, stretch: pieces.stretch) { piece in
-            let (_, start, count) = pieces[piece]
+        let pastCaches = sumsExceedCaches
+        try Pieces([parameter.elementCount]).forEach { _, start, count in
             buffer.add(
                 gradient + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)
         }

@@ -86,9 +86,7 @@ enum Clipping: Equatable {
         let missing = Int(Float.leastNormalMagnitude.exponent) - Int(scale.exponent)
         guard missing > 0 && scale > 0 else { return (Float(scale), 1) }
         let part = Float(sign: .plus, exponent: -min(missing, 100), significand: 1)
-        let pieces = Pieces(sums.map { $0?.elementCount ?? 0 })
-        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { piece in
-            let (index, start, count) = pieces[piece]
+        try Pieces(sums.map { $0?.elementCount ?? 0 }).forEach { index, start, count in
             let sum = sums[index]!.floats + start
             Runtime.kernels.add_scaled(sum, sum, SHIMS_F32, part, Int64(count), 0)
         }

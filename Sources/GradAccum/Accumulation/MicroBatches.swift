@@ -160,8 +160,7 @@ extension Accumulator {
             return nil
         }
         let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
-        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { [sums, sumsExceedCaches] tile in
-            let (index, start, count) = pieces[tile]
+        try pieces.forEach { [sums, sumsExceedCaches] index, start, count in
             sums[index].dense[0].add(
                 gradients[index]!.floats + start, .float32, scale, from: start, count: count, sumsExceedCaches)
         }

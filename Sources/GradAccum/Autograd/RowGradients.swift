@@ -23,8 +23,9 @@ final class RowGradients {
         columns = leaf.shape[leaf.rank - 1]
         let rows = leaf.elementCount / columns
         slotsPerChunk = min(rows, max(1, RowGradients.largestChunk / columns))
-        index = try Tensor.zeros([2, rows], .int32)
+        index = try Tensor(uninitialized: [2, rows], .int32, for: "gradient", lifetime: .training)
         slotOfRow = index.address.assumingMemoryBound(to: Int32.self)
+        slotOfRow.initialize(repeating: 0, count: 2 * rows)
         rowOfSlot = slotOfRow + rows
         try reserve(1)
     }

@@ -52,8 +52,7 @@ extension Optimizer {
         let rule = try momentRule(rule)
         let pieces = Pieces(zip(parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
         let (beta2, weight1, weight2) = (Float(rule.beta2), Float(1 - rule.beta1), Float(1 - rule.beta2))
-        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { [slots, isInMoments] tile in
-            let (index, start, count) = pieces[tile]
+        try pieces.forEach { [slots, isInMoments] index, start, count in
             var options = shims_moments(
                 gradient_scale: scale, beta2: beta2, weight1: weight1, weight2: weight2,
                 is_first: isInMoments[index] ? 0 : 1)
@@ -83,8 +82,7 @@ extension Optimizer {
             options.append(try momentRule(own).options(update))
         }
         let pieces = Pieces(updated.map { parameters[$0].elementCount })
-        try Runtime.parallel(tiles: pieces.count, elements: pieces.elementCount) { [parameters, slots] tile in
-            let (place, start, count) = pieces[tile]
+        try pieces.forEach { [parameters, slots] place, start, count in
             let index = updated[place]
             withUnsafePointer(to: options[place]) {
                 Runtime.kernels.adam_along_moments(

@@ -20,8 +20,17 @@ struct Pieces {
     var count: Int { entries.count }
     subscript(_ piece: Int) -> (index: Int, start: Int, count: Int) { entries[piece] }
 
-    /// How many pieces in a row a thread takes where it does little but read memory, which is slow at first where it jumps to.
-    var stretch: Int { count >= 128 * Runtime.numThreads ? 8 : 1 }
+    /// How many pieces in a row a thread takes, where there are many: memory is slow at first where a thread jumps to.
+    private var stretch: Int { count >= 128 * Runtime.numThreads ? 8 : 1 }
+
+    /// Runs `body` for all pieces, on all threads: (array, its first element, elements). It makes no array and no object: see
+    /// ``Runtime/parallel(tiles:elements:stretch:_:)``.
+    func forEach(_ body: (Int, Int, Int) throws(GAError) -> Void) throws(GAError) {
+        try Runtime.parallel(tiles: count, elements: elementCount, stretch: stretch) { piece throws(GAError) in
+            let (index, start, count) = entries[piece]
+            try body(index, start, count)
+        }
+    }
 
     /// Per array, the sums of what `body` returns for its pieces, which runs on all threads: (array, elements of it).
     ///

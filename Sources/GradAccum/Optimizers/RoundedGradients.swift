@@ -59,9 +59,7 @@ struct RoundedGradients {
             addresses.append(next)
             next += segment.count
         }
-        let pieces = Pieces(segments.map(\.count))
-        try Runtime.parallel(tiles: pieces.count) { piece in
-            let (number, start, count) = pieces[piece]
+        try Pieces(segments.map(\.count)).forEach { number, start, count in
             let (segment, out) = (segments[number], addresses[number] + start)
             let index = segment.parameter.index
             sums[index]!.load(into: out, from: segment.start + start, count: count)

@@ -64,11 +64,7 @@ public struct Update {
     /// A piece starts at a multiple of 32768 elements. `body` makes no array and no object, on which threads could wait for
     /// each other forever in the child of a `fork()`.
     public func forEachPiece(_ body: (Int, Range<Int>) throws(GAError) -> Void) throws(GAError) {
-        let pieces = Pieces(parameters.map(\.count))
-        try Runtime.parallel(
-            tiles: pieces.count, elements: pieces.elementCount, stretch: pieces.stretch
-        ) { piece throws(GAError) in
-            let (index, start, count) = pieces[piece]
+        try Pieces(parameters.map(\.count)).forEach { (index, start, count) throws(GAError) in
             try body(index, start..<(start + count))
         }
     }

@@ -57,8 +57,7 @@ public final class WeightAverage {
         var (share, keep) = decay.shares(weight: weight)
         let time = Double(updateCount)
         if isWarmedUp && keep > (1 + time) / (10 + time) { (share, keep) = (9 / (10 + time), (1 + time) / (10 + time)) }
-        try Runtime.parallel(tiles: pieces.count) { [pieces, pairs] tile in
-            let (index, start, count) = pieces[tile]
+        try pieces.forEach { [pairs] index, start, count in
             Runtime.kernels.move_average(
                 pairs[index].average + start, pairs[index].weights + start, Float(share), Float(keep), Int64(count))
         }
@@ -81,8 +80,7 @@ public final class WeightAverage {
     /// Starts anew from the weights as they are. Errors: `state` while an average is swapped in.
     public func reset() throws(GAError) {
         try optimizer.requireOwnWeights("average_reset")
-        try Runtime.parallel(tiles: pieces.count) { [pieces, pairs] tile in
-            let (index, start, count) = pieces[tile]
+        try pieces.forEach { [pairs] index, start, count in
             (pairs[index].average + start).update(from: pairs[index].weights + start, count: count)
         }
         updateCount = 0
@@ -139,8 +137,7 @@ public final class WeightAverage {
     }
 
     private func exchange() throws(GAError) {
-        try Runtime.parallel(tiles: pieces.count) { [pieces, pairs] tile in
-            let (index, start, count) = pieces[tile]
+        try pieces.forEach { [pairs] index, start, count in
             Runtime.kernels.exchange(pairs[index].average + start, pairs[index].weights + start, Int64(count))
         }
         for parameter in optimizer.parameters { parameter.storage.noteWrite() }
