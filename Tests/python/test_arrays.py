@@ -199,3 +199,89 @@ def test_gradients_that_are_read_and_those_that_are_copied_give_the_same():
     assert accumulator.window().micro_batches == 0
     accumulator.accumulate_gradients([None, None], 0.0, 1)
     accumulator.zero()
+
+
+class Subclass(np.ndarray):
+    pass
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+VALUES = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+KINDS = {
+    "plain": VALUES,
+    "none": None,
+    "read-only": read_only(VALUES.copy()),
+    "transposed": np.asfortranarray(VALUES),
+    "every second": np.repeat(VALUES, 2, axis=1)[:, ::2],
+    "backwards": VALUES[::-1, ::-1].copy()[::-1, ::-1],
+    "broadcast": np.broadcast_to(np.float32(2), (2, 3)),
+    "subclass": VALUES.copy().view(Subclass),
+    "unaligned": np.frombuffer(b"." + VALUES.tobytes(), np.float32, 6, 1).reshape(2, 3),
+    "interface": np.asarray(ga.tensor(VALUES)),
+    "dlpack": np.from_dlpack(ga.tensor(VALUES)),
+}
+
+
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_of_any_kind_at_any_place_adds_its_elements(kind, position):
+    parameters = [ga.zeros((2, 3)) for _ in range(4)] + [ga.zeros((0, 2)), ga.zeros(())]
+    accumulator = ga.Accumulator(ga.SGD(parameters, lr=1.0))
+    arrays = [VALUES * 10, VALUES, None, VALUES, np.zeros((0, 2), np.float32), np.array(5, np.float32)]
+    arrays[position] = KINDS[kind]
+    for calls in (1, 2):
+        accumulator.accumulate_gradients(arrays, 0.0, 1)
+        for index, (array, parameter) in enumerate(zip(arrays, parameters)):
+            expected = np.zeros(parameter.shape) if array is None else calls * np.asarray(array)
+            assert np.array_equal(accumulator.accumulated_gradient(index).numpy(), expected)
+    accumulator.zero()
+
+
+def foreign_arrays():
+    values = VALUES.tolist()
+    arrays = {"list": values, "bytes": VALUES.tobytes(), "number": 1.0}
+    try:
+        import torch
+    except ImportError:
+        return arrays
+    return {**arrays, "torch": torch.tensor(values)}
+
+
+WRONG = {
+    "shape": (VALUES.T, ga.GAShapeError, r"arrays\[{0}\] has shape \(3, 2\)"),
+    "axes": (VALUES.ravel(), ga.GAShapeError, r"arrays\[{0}\] has shape \(6,\)"),
+    "float64": (VALUES.astype(np.float64), ga.GADTypeError, "float64 are not supported"),
+    "byte order": (VALUES.astype(">f4"), ga.GADTypeError, "not supported"),
+    "float16": (VALUES.astype(np.float16), ga.GADTypeError, "float16"),
+    "int32": (VALUES.astype(np.int32), ga.GADTypeError, "int32"),
+    **{kind: (array, ga.GADTypeError, "is no array of numpy") for kind, array in foreign_arrays().items()},
+}
+
+
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("kind", WRONG)
+def test_gradient_that_does_not_fit_at_any_place_is_refused_and_nothing_is_added(kind, position):
+    array, error, words = WRONG[kind]
+    accumulator = ga.Accumulator(ga.SGD([ga.zeros((2, 3)) for _ in range(4)], lr=1.0))
+    arrays = [VALUES, None, VALUES, VALUES]
+    arrays[position] = array
+    with pytest.raises(error, match=words.format(position)):
+        accumulator.accumulate_gradients(arrays, 0.0, 1)
+    assert accumulator.window().micro_batches == 0
+    accumulator.accumulate_gradients([VALUES] * 4, 0.0, 1)
+    assert (accumulator.accumulated_gradient(position).numpy() == VALUES).all()
+    accumulator.zero()
+
+
+def test_arrays_of_one_call_are_those_of_none_before():
+    """Each call reads its own arrays, also where these lie where those of an earlier call were."""
+    accumulator = ga.Accumulator(ga.SGD([ga.zeros((4,)) for _ in range(3)], lr=1.0))
+    for number in range(1, 200):
+        accumulator.accumulate_gradients([np.full(4, number + i, np.float32) for i in range(3)], 0.0, 1)
+        for i in range(3):
+            assert (accumulator.accumulated_gradient(i).numpy() == number + i).all()
+        accumulator.zero()

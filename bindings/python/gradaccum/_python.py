@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint32, c_uint64, c_void_p, py_object
+from ctypes import c_char_p, c_int, c_int32, c_int64, c_uint32, c_uint64, c_void_p, py_object
 from typing import Any
 
 import numpy as np
@@ -45,10 +45,11 @@ release = ctypes.cast(lib.ga_python_release, _ffi.WrapReleaseFn)
 """The release function of memory that a Python object owns; its `user` comes from lend()."""
 
 
-_array_addresses = ctypes.PyDLL(lib._name, handle=lib._handle).ga_python_array_addresses  # with the lock held
+# With the lock held. Without types of arguments, as the conversion of seven takes longer than the call: all that is
+# passed is of ctypes already.
+_array_addresses = ctypes.PyDLL(lib._name, handle=lib._handle).ga_python_array_addresses
 _array_addresses.restype = c_int64
-_array_addresses.argtypes = (POINTER(c_void_p), py_object, c_int64, POINTER(c_int64), py_object, py_object, c_int64)
-_HEAD_BYTES = object.__basicsize__
+_NDARRAY, _HEAD_BYTES = py_object(np.ndarray), c_int64(object.__basicsize__)
 
 
 class Arrays:
@@ -58,14 +59,16 @@ class Arrays:
         numbers = [number for shape in shapes for number in (len(shape), *shape)]
         self._shapes = (c_int64 * len(numbers))(*numbers)
         self._type = c_void_p * len(shapes)
+        self._count = c_int64(len(shapes))
 
     def addresses(self, arrays: tuple[Any, ...], dtype: np.dtype[Any]) -> Any:
         """An array of the addresses, NULL for None; or None, unless each is a contiguous array of its shape and this
         dtype, and nothing that only behaves like one."""
         found = self._type()
-        count = len(found)
-        read = _array_addresses(found, arrays, count, self._shapes, dtype, np.ndarray, _HEAD_BYTES)
-        return found if read == count else None
+        read: int = _array_addresses(
+            found, py_object(arrays), self._count, self._shapes, py_object(dtype), _NDARRAY, _HEAD_BYTES
+        )
+        return found if read == len(found) else None
 
 
 def _can_read() -> bool:

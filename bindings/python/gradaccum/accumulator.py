@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import POINTER, byref, c_double, c_int32, c_int64, c_void_p
 from typing import Any, Literal
 
@@ -222,8 +222,7 @@ class Accumulator(Handle):
         """Runs backward from a scalar loss and adds the gradients to the window, as a micro-batch of its own or
         to the one that is open. weight: the samples or tokens that the loss stands for; None to give it later."""
         self._has_ended = False
-        with self._running_callbacks():
-            lib.ga_accumulate(self.handle, loss.handle, _weight(weight))
+        self._call(lib.ga_accumulate, loss.handle, _weight(weight))
 
     def accumulate_gradients(
         self,
@@ -239,10 +238,9 @@ class Accumulator(Handle):
         that they carry, 1 for none, whatever that of the window is."""
         addresses, kind, held = self._gathered(arrays, dtype)
         self._has_ended = False
-        with self._running_callbacks():
-            lib.ga_accumulate_scaled_gradients(
-                self.handle, addresses, len(arrays), kind, scale, loss, _weight(weight)
-            )
+        self._call(
+            lib.ga_accumulate_scaled_gradients, addresses, len(arrays), kind, scale, loss, _weight(weight)
+        )
 
     def _gathered(self, arrays: Sequence[np.ndarray | None], dtype: DType | None) -> tuple[Any, DType, Any]:
         """The addresses and the type of one gradient per parameter, and what keeps them where they are."""
@@ -251,11 +249,13 @@ class Accumulator(Handle):
             raise GAShapeError(
                 f"arrays has {len(arrays)} entries and the optimizer {len(parameters)} parameters"
             )
-        first = next((array for array in arrays if array is not None), None)
-        if first is None:
+        for first in arrays:
+            if first is not None:
+                break
+        else:
             return (c_void_p * len(arrays))(), DType.FLOAT32 if dtype is None else dtype, None
         kind = numpy_dtype_of(first)
-        if _python.CAN_READ_ARRAYS and dtype in (None, kind):
+        if _python.CAN_READ_ARRAYS and (dtype is None or dtype == kind):
             if self._arrays is None:
                 self._arrays = _python.Arrays([parameter.shape for parameter in parameters])
             given = tuple(arrays)
@@ -342,8 +342,7 @@ class Accumulator(Handle):
     def step(self) -> Report:
         """Ends the window: divides by its weight, clips, updates and empties the accumulators."""
         report = _ffi.Report()
-        with self._running_callbacks():
-            lib.ga_step(self.handle, byref(report))
+        self._call(lib.ga_step, byref(report))
         return self._ended(Report._of(report))
 
     def _ended(self, report: Report) -> Report:
@@ -427,11 +426,10 @@ class Accumulator(Handle):
         lib.ga_unscale(self.handle, byref(norm))
         return norm.value
 
-    @contextlib.contextmanager
-    def _running_callbacks(self) -> Iterator[None]:
-        """Around a call that may run the skip handler, or an update rule of the caller: raises what those raised."""
+    def _call(self, function: Callable[..., int], *arguments: Any) -> None:
+        """Calls a function that may run the skip handler, or an update rule of the caller: raises what those raised."""
         try:
-            yield
+            function(self.handle, *arguments)
         except GAError:
             error, self._error_of_handler = self._error_of_handler, None
             if error is not None:
@@ -448,8 +446,7 @@ class Accumulator(Handle):
         """Says that the data ends, and what becomes of a window that was not stepped: "step" it, divided by the
         weight that went in, "carry" it over into what comes next, or "drop" it."""
         report = _ffi.Report()
-        with self._running_callbacks():
-            lib.ga_data_end(self.handle, constant_of("tail", tail, _TAILS), byref(report))
+        self._call(lib.ga_data_end, constant_of("tail", tail, _TAILS), byref(report))
         return self._ended(Report._of(report))
 
     def gradient_norms(self) -> np.ndarray:

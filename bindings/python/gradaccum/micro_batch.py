@@ -51,8 +51,7 @@ class MicroBatch:
         self._require_open("commit")
         self._complete()
         try:
-            with self._accumulator._running_callbacks():
-                lib.ga_micro_batch_commit(self._accumulator.handle)
+            self._accumulator._call(lib.ga_micro_batch_commit)
         except (GAStateError, GAOutOfMemoryError):
             raise
         except BaseException:  # it was dropped

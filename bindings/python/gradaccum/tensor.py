@@ -46,7 +46,9 @@ def numpy_dtype_of(array: np.ndarray) -> DType:
     """The element type that a numpy array's has here; uint16 stands for the bits of bfloat16."""
     try:
         return _FROM_NUMPY[array.dtype]
-    except KeyError:
+    except (AttributeError, KeyError):
+        if not isinstance(getattr(array, "dtype", None), np.dtype):
+            raise GADTypeError(f"{type(array).__name__} is no array of numpy: pass np.asarray() of it") from None
         if _is_bfloat16(array.dtype):
             return DType.BFLOAT16
         names = ", ".join(str(dtype) for dtype in _FROM_NUMPY)
