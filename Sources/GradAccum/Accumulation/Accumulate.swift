@@ -60,27 +60,30 @@ extension Accumulator {
                     "accumulate_gradients: gradient_scale is \(gradientScale) and the loss scale \(lossScale): what is "
                         + "between them is beyond float32")
             }
-            let destination = destination
-            for (index, gradient) in gradients.enumerated() where gradient != nil {
-                try destination[index].prepareDense(optimizer.parameters[index], update: optimizer.updateCount)
+            // Nothing in the loops over parameters counts references: with many small ones that takes longer than to add up.
+            let (destination, parameters, update) = (destination, optimizer.parameters, optimizer.updateCount)
+            for index in gradients.indices where gradients[index] != nil && destination[index].firstDense == nil {
+                try destination[index].prepareDense(parameters[index], update: update)
             }
             return factor
         } run: { (quotient: Float, scale) throws(GAError) in
             let factor = scale * quotient
-            let (destination, pastCaches) = (destination, sumsExceedCaches)
+            let (destination, parameters, pastCaches) = (destination, optimizer.parameters, sumsExceedCaches)
             guard options.isIsolated || options.sumFormat == .float32 else {
                 for case (let sum, let gradient?) in zip(destination, gradients) {
                     try sum.rounded[0].add(gradient, dtype, scale: factor)
                 }
                 return
             }
-            let pieces = Pieces(zip(optimizer.parameters, gradients).map { $1 == nil ? 0 : $0.elementCount })
+            let pieces = Pieces(gradients.indices.lazy.map { gradients[$0] == nil ? 0 : parameters[$0].elementCount })
             try pieces.forEach { index, start, count in
-                destination[index].dense[0].add(
-                    gradients[index]! + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)
+                let gradient = gradients[index]! + start * dtype.byteCount
+                destination[index].firstDense!._withUnsafeGuaranteedRef {
+                    $0.add(gradient, dtype, factor, from: start, count: count, pastCaches)
+                }
             }
-            for (index, gradient) in gradients.enumerated() where gradient != nil {
-                destination[index].dense[0].isEmpty = false
+            for index in gradients.indices where gradients[index] != nil {
+                destination[index].firstDense!._withUnsafeGuaranteedRef { $0.isEmpty = false }
             }
         }
     }

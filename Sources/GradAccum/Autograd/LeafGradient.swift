@@ -28,7 +28,11 @@ enum GradientPlace {
 /// in float32.
 final class LeafGradient {
     private let format: SumFormat
-    private(set) var dense: [GradientBuffer] = []
+    private(set) var dense: [GradientBuffer] = [] {
+        didSet { firstDense = dense.first.map { Unmanaged.passUnretained($0) } }
+    }
+    /// The first of them, as long as it is there: to get it counts no reference.
+    private(set) var firstDense: Unmanaged<GradientBuffer>?
     private(set) var rounded: [BF16Sum] = []
     private var rows: [RowGradients] = []
     /// Which uses in the graph at hand have a place by rows.

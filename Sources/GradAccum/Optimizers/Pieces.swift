@@ -7,9 +7,10 @@ struct Pieces {
     let elementCount: Int
     private var entries: [(index: Int, start: Int, count: Int)] = []
 
-    init(_ sizes: [Int]) {
+    init(_ sizes: some Collection<Int>) {
         arrayCount = sizes.count
         elementCount = sizes.reduce(0, +)
+        entries.reserveCapacity(arrayCount)
         for (index, size) in sizes.enumerated() {
             for start in stride(from: 0, to: size, by: Pieces.grain) {
                 entries.append((index, start, min(Pieces.grain, size - start)))
