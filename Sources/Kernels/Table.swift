@@ -9,6 +9,8 @@ public func makeKernelTable() -> shims_kernel_table {
         unary_gradient: unaryGradient,
         add_scaled: addScaled,
         stream_scaled: streamScaled,
+        hold_half: holdHalf,
+        add_held: addHeld,
         fill: fill,
         to_f32: toF32,
         from_f32: fromF32,

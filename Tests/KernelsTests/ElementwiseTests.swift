@@ -183,6 +183,9 @@ struct StoredNumbers {
     var pointer: UnsafeRawPointer {
         format == SHIMS_F32 ? UnsafeRawPointer(single.pointer) : UnsafeRawPointer(half.pointer)
     }
+
+    /// Those of a half format.
+    var halves: UnsafePointer<UInt16> { UnsafePointer(half.pointer) }
 }
 
 /// Checks `out` against terms that were stored, or added to what was there before.

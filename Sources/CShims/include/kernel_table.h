@@ -128,6 +128,14 @@ typedef struct shims_kernel_table {
     /* The same without the addition, for an out that no cache has room for: it is stored past them. */
     void (*_Nonnull stream_scaled)(float *_Nonnull out, const void *_Nonnull x, shims_format format, float scale,
                                    int64_t n);
+    /* Keeps x, a gradient in a half format, in the memory of a sum to come, out: that of place 0 or 1. Each 32 elements of out
+     * have a line of memory for each of the two; the elements after the last 32 are added at once. */
+    void (*_Nonnull hold_half)(float *_Nonnull out, int32_t place, const uint16_t *_Nonnull x, shims_format format,
+                               float scale, int64_t n, int32_t past_caches);
+    /* Makes out the sum of the 1 or 2 gradients that it holds, each times its scale, and of scale * x where there is one:
+     * to the same bits as if add_scaled had added one after another. */
+    void (*_Nonnull add_held)(float *_Nonnull out, int32_t held, float scale0, float scale1,
+                              const uint16_t *_Nullable x, shims_format format, float scale, int64_t n);
     void (*_Nonnull fill)(float *_Nonnull out, float value, int64_t n);
     /* Conversions: to the nearest with ties to even; a NaN stays a (quiet) NaN. */
     void (*_Nonnull to_f32)(float *_Nonnull out, const uint16_t *_Nonnull x, shims_format format, int64_t n);

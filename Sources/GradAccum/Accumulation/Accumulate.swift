@@ -68,7 +68,7 @@ extension Accumulator {
             return factor
         } run: { (quotient: Float, scale) throws(GAError) in
             let factor = scale * quotient
-            let (destination, parameters, pastCaches) = (destination, optimizer.parameters, sumsExceedCaches)
+            let (destination, parameters, addition) = (destination, optimizer.parameters, addition(dtype, factor))
             guard options.isIsolated || options.sumFormat == .float32 else {
                 for case (let sum, let gradient?) in zip(destination, gradients) {
                     try sum.rounded[0].add(gradient, dtype, scale: factor)
@@ -79,17 +79,17 @@ extension Accumulator {
             try pieces.forEach { index, start, count in
                 let gradient = gradients[index]! + start * dtype.byteCount
                 destination[index].firstDense!._withUnsafeGuaranteedRef {
-                    $0.add(gradient, dtype, factor, from: start, count: count, pastCaches)
+                    $0.add(gradient, addition, from: start, count: count)
                 }
             }
             for index in gradients.indices where gradients[index] != nil {
-                destination[index].firstDense!._withUnsafeGuaranteedRef { $0.isEmpty = false }
+                destination[index].firstDense!._withUnsafeGuaranteedRef { $0.didAdd(addition) }
             }
         }
     }
 
-    /// Adds the gradient of one parameter, times `scale` and the loss scale, to the open micro-batch, for a loop whose gradients appear one
-    /// after another.
+    /// Adds the gradient of one parameter, times `scale` and the loss scale, to the open micro-batch, for a loop whose
+    /// gradients appear one after another.
     ///
     /// ``accumulate(gradients:_:loss:weight:)`` without gradients gives the loss and the weight, which a commit needs.
     /// `scale` is the weight where the gradient is a mean. Errors: `state` if no micro-batch is open, `index`, `dtype`,
@@ -123,12 +123,20 @@ extension Accumulator {
         }
         window.microBatch?.hasGradients = true
         let buffer = destination[index].dense[0]
-        let pastCaches = sumsExceedCaches
+        let addition = addition(dtype, factor)
         try Pieces([parameter.elementCount]).forEach { _, start, count in
-            buffer.add(
-                gradient + start * dtype.byteCount, dtype, factor, from: start, count: count, pastCaches)
+            buffer.add(gradient + start * dtype.byteCount, addition, from: start, count: count)
         }
-        buffer.isEmpty = false
+        buffer.didAdd(addition)
+    }
+
+    /// How whole gradients are added to the open micro-batch.
+    func addition(_ dtype: DType, _ factor: Float) -> Addition {
+        // What is not in the sums themselves is read at the commit.
+        let isLast = window.microBatches + 1 >= window.accumulationSteps ?? 1
+        return Addition(
+            dtype: dtype, factor: factor, pastCaches: sumsExceedCaches,
+            canWait: !isLast && !options.isIsolated && moments == nil)
     }
 
     func brokenMicroBatch(_ open: MicroBatch, _ operation: StaticString) -> GAError {

@@ -160,18 +160,19 @@ extension Accumulator {
             return nil
         }
         let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
-        try pieces.forEach { [sums, sumsExceedCaches] index, start, count in
-            sums[index].dense[0].add(
-                gradients[index]!.floats + start, .float32, scale, from: start, count: count, sumsExceedCaches)
+        let addition = addition(.float32, scale)
+        try pieces.forEach { [sums] index, start, count in
+            sums[index].dense[0].add(gradients[index]!.floats + start, addition, from: start, count: count)
         }
-        for (index, gradient) in gradients.enumerated() where gradient != nil { sums[index].dense[0].isEmpty = false }
+        for (index, gradient) in gradients.enumerated() where gradient != nil { sums[index].dense[0].didAdd(addition) }
         return nil
     }
 
     /// The first of some parameters whose sum is not finite, at the price of reading these sums.
     private func firstNonFinite(where isLookedAt: (Tensor) -> Bool) throws(GAError) -> Int? {
-        let pieces = Pieces(
-            zip(optimizer.parameters, sums).map { !$1.isUsed || !isLookedAt($0) ? 0 : $0.elementCount })
+        let isRead = zip(optimizer.parameters, sums).map { $1.isUsed && isLookedAt($0) }
+        for (sum, isRead) in zip(sums, isRead) where isRead { try sum.settle() }
+        let pieces = Pieces(zip(optimizer.parameters, isRead).map { $1 ? $0.elementCount : 0 })
         let squares = try pieces.sums { [sums] index, range in
             SIMD2(sums[index].sumOfSquares(from: range.lowerBound, count: range.count), 0)
         }

@@ -123,6 +123,7 @@ extension Accumulator {
     /// parameter the sum of their squares.
     func foldPlaces(_ gradients: [LeafGradient]) throws(GAError) -> ([Tensor?], squares: [Double]) {
         let included = zip(gradients, optimizer.parameters).map { $1.requiresGrad && $0.isUsed ? $0 : nil }
+        for case let gradient? in included { try gradient.settle() }
         let totals = included.map { $0?.total?.tensor }
         let pieces = Pieces(zip(included, optimizer.parameters).map { $0 == nil ? 0 : $1.elementCount })
         let squares = try pieces.sums { index, range in

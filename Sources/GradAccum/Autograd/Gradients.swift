@@ -1,35 +1,5 @@
 import CShims
 
-/// The sum of a leaf's gradients from one place in the graph: contiguous float32 in the shape of the leaf.
-final class GradientBuffer {
-    let tensor: Tensor
-    /// Nothing has been added yet: the elements mean zero, whatever they hold.
-    var isEmpty = true
-
-    init(shape: [Int]) throws(GAError) {
-        tensor = try Tensor(uninitialized: shape, for: "gradient", lifetime: .training)
-    }
-
-    /// On memory that is there, and that means zero if `isEmpty`.
-    init(_ tensor: Tensor, isEmpty: Bool) {
-        self.tensor = tensor
-        self.isEmpty = isEmpty
-    }
-
-    /// Adds `factor` times the elements at `gradient` to those from `start` on, or stores them where nothing was added:
-    /// past the caches, if these hold no sum until the next addition anyway.
-    func add(
-        _ gradient: UnsafeRawPointer, _ dtype: DType, _ factor: Float, from start: Int, count: Int, _ pastCaches: Bool
-    ) {
-        let sum = tensor.floats + start
-        if isEmpty && pastCaches {
-            Runtime.kernels.stream_scaled(sum, gradient, dtype.format, factor, Int64(count))
-        } else {
-            Runtime.kernels.add_scaled(sum, gradient, dtype.format, factor, Int64(count), isEmpty ? 0 : 1)
-        }
-    }
-}
-
 /// Where the gradients of leaves go.
 protocol GradientSink: AnyObject {
     /// Errors: the leaf's gradient has no place to go.
@@ -233,7 +203,7 @@ struct Gradients {
                     .internal, "backward: a gradient went to a place of another kind than its operation adds to")
             }
             isEmpty = buffer.isEmpty
-            buffer.isEmpty = false
+            buffer.fill()
             whole = buffer.tensor
         } else {
             let node = x.node!

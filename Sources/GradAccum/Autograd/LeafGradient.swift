@@ -48,6 +48,7 @@ final class LeafGradient {
         let denseCount = uses.count - usesByRows.count
         if format == .float32 {
             while dense.count < denseCount { dense.append(try GradientBuffer(shape: leaf.shape)) }
+            try settle()
         } else {
             try prepareRounded(leaf, places: denseCount, update: update)
         }
@@ -77,10 +78,15 @@ final class LeafGradient {
 
     /// Empties all places.
     func empty() {
-        for buffer in dense { buffer.isEmpty = true }
+        for buffer in dense { buffer.empty() }
         for sum in rounded { sum.empty() }
         for rows in rows { rows.empty() }
         isFolded = false
+    }
+
+    /// Adds up what places hold of gradients that came one after another, before they are read.
+    func settle() throws(GAError) {
+        for buffer in dense { try buffer.settle() }
     }
 
     /// Frees the last places, as far as nothing was added to them, but for one.
@@ -127,7 +133,7 @@ final class LeafGradient {
 
     /// Says that ``total`` holds the sum of all places, until they are emptied.
     func keepTotal() {
-        total?.isEmpty = false
+        total?.fill()
         isFolded = true
     }
 
@@ -203,6 +209,7 @@ final class LeafGradient {
             }
             return sum
         }
+        try settle()
         let sum = try Tensor.zeros(shape)
         let (filled, rows) = parts
         try elementwise(sum.elementCount) { start, count in

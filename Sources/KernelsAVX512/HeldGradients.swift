@@ -1,0 +1,1 @@
+../Kernels/HeldGradients.swift
