@@ -1,3 +1,5 @@
+import CShims
+
 /// The unit of every kernel: one 512-bit register, two 256-bit ones or four 128-bit ones, so that the three
 /// builds share their order of additions.
 typealias Vector = SIMD16<Float>
@@ -71,13 +73,9 @@ func accumulateLanes<Accumulator>(
 /// The given lanes of an array; lanes past its end hold 0.
 @inline(always)
 func load(_ source: UnsafePointer<Float>, _ lanes: Lanes) -> Vector {
-    let start = UnsafeRawPointer(source + lanes.first)
-    if lanes.isWhole { return start.loadUnaligned(as: Vector.self) }
-    var vector = Vector.zero
-    withUnsafeMutableBytes(of: &vector) {
-        $0.baseAddress.unsafelyUnwrapped.copyMemory(from: start, byteCount: lanes.count &* 4)
-    }
-    return vector
+    let start = source + lanes.first
+    if lanes.isWhole { return UnsafeRawPointer(start).loadUnaligned(as: Vector.self) }
+    return shims_load_part(start, Int64(lanes.count))
 }
 
 @inline(always)
@@ -96,13 +94,11 @@ func padded(_ vector: Vector, _ lanes: Lanes, with padding: Float = 0) -> Vector
 /// Stores a vector over the given lanes of an array and nothing past them.
 @inline(always)
 func store(_ vector: Vector, _ target: UnsafeMutablePointer<Float>, _ lanes: Lanes) {
-    let start = UnsafeMutableRawPointer(target + lanes.first)
+    let start = target + lanes.first
     if lanes.isWhole {
-        start.storeBytes(of: vector, as: Vector.self)
+        UnsafeMutableRawPointer(start).storeBytes(of: vector, as: Vector.self)
     } else {
-        withUnsafeBytes(of: vector) {
-            start.copyMemory(from: $0.baseAddress.unsafelyUnwrapped, byteCount: lanes.count &* 4)
-        }
+        shims_store_part(start, vector, Int64(lanes.count))
     }
 }
 

@@ -29,6 +29,36 @@ static inline __attribute__((always_inline)) void shims_stream(float *_Nonnull l
 
 static inline __attribute__((always_inline)) void shims_stream_end(void) { __builtin_ia32_sfence(); }
 
+/* The first `count` < 16 floats at `from`, and 0 in the other lanes, whose memory is not touched. */
+static inline __attribute__((always_inline)) shims_floats shims_load_part(const float *_Nonnull from, int64_t count) {
+#if defined(__AVX512F__)
+    typedef float floats __attribute__((vector_size(64)));
+    return (shims_floats)__builtin_ia32_loadups512_mask(from, (floats){0}, (unsigned short)((1u << count) - 1));
+#elif defined(__AVX2__)
+    typedef float floats __attribute__((vector_size(32)));
+    typedef int ints __attribute__((vector_size(32)));
+    const ints lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+    shims_floats out;
+    out.lo = __builtin_ia32_maskloadps256((const floats *)from, lanes < (int)count);
+    out.hi = __builtin_ia32_maskloadps256((const floats *)(from + 8), lanes < (int)count - 8);
+    return out;
+#else
+    shims_floats out = 0;
+    __builtin_memcpy(&out, from, (uint64_t)count * sizeof(float));
+    return out;
+#endif
+}
+
+/* Stores the first `count` < 16 lanes, and touches no memory past them. */
+static inline __attribute__((always_inline)) void shims_store_part(float *_Nonnull to, shims_floats x, int64_t count) {
+#if defined(__AVX512F__)
+    typedef float floats __attribute__((vector_size(64)));
+    __builtin_ia32_storeups512_mask(to, (floats)x, (unsigned short)((1u << count) - 1));
+#else
+    __builtin_memcpy(to, &x, (uint64_t)count * sizeof(float));
+#endif
+}
+
 /* The larger of |a| and |b|, which are no NaN. */
 static inline __attribute__((always_inline)) shims_floats shims_larger_magnitude(shims_floats a, shims_floats b) {
 #if defined(__AVX512DQ__)
