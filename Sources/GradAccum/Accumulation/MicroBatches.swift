@@ -139,8 +139,9 @@ extension Accumulator {
     /// Returns where it is not. Errors: `outOfMemory`, and nothing was added.
     private func takeIn(_ microBatch: MicroBatch) throws(GAError) -> WindowReport.NonFinite? {
         // What can fail comes first: places that were folded must not be folded again.
-        for (index, gradient) in scratch.enumerated() where gradient.total != nil {
-            try sums[index].prepare(optimizer.parameters[index], LeafUses(count: 1), update: optimizer.updateCount)
+        let (parameters, update) = (optimizer.parameters, optimizer.updateCount)
+        for index in scratch.indices where sums[index].firstDense == nil && scratch[index].isUsed {
+            try sums[index].prepareDense(parameters[index], update: update)
         }
         let (gradients, squares) = try foldPlaces(scratch)
         if let index = squares.firstIndex(where: { !$0.isFinite }) {
@@ -162,9 +163,14 @@ extension Accumulator {
         let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
         let addition = addition(.float32, scale)
         try pieces.forEach { [sums] index, start, count in
-            sums[index].dense[0].add(gradients[index]!.floats + start, addition, from: start, count: count)
+            let gradient = gradients[index]!.floats + start
+            sums[index].firstDense!._withUnsafeGuaranteedRef {
+                $0.add(gradient, addition, from: start, count: count)
+            }
         }
-        for (index, gradient) in gradients.enumerated() where gradient != nil { sums[index].dense[0].didAdd(addition) }
+        for (index, gradient) in gradients.enumerated() where gradient != nil {
+            sums[index].firstDense!._withUnsafeGuaranteedRef { $0.didAdd(addition) }
+        }
         return nil
     }
 

@@ -100,7 +100,7 @@ extension Accumulator {
         let squares = try pieces.sums { index, range in
             SIMD2(Runtime.kernels.sum_of_squares(gradients[index]! + range.lowerBound, Int64(range.count)), 0)
         }
-        return squares.map(\.x)
+        return squares.map { $0.x }
     }
 
     /// Ends a window of moments: updates the parameters that it reached.

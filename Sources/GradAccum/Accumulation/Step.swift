@@ -129,7 +129,7 @@ extension Accumulator {
         let squares = try pieces.sums { index, range in
             SIMD2(gradients[index].fold(from: range.lowerBound, count: range.count), 0)
         }
-        return (totals, squares.map(\.x))
+        return (totals, squares.map { $0.x })
     }
 
     /// Per parameter, what has become of additions to its sum in bfloat16, in the window of the last step.

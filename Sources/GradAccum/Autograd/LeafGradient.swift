@@ -28,15 +28,17 @@ enum GradientPlace {
 /// in float32.
 final class LeafGradient {
     private let format: SumFormat
-    private(set) var dense: [GradientBuffer] = [] {
+    // One call after another reads and changes these, and none is entered again from within: that the runtime need not find
+    // out at each access, which takes longer than to add up a small gradient.
+    @exclusivity(unchecked) private(set) var dense: [GradientBuffer] = [] {
         didSet { firstDense = dense.first.map { Unmanaged.passUnretained($0) } }
     }
     /// The first of them, as long as it is there: to get it counts no reference.
     private(set) var firstDense: Unmanaged<GradientBuffer>?
-    private(set) var rounded: [BF16Sum] = []
-    private var rows: [RowGradients] = []
+    @exclusivity(unchecked) private(set) var rounded: [BF16Sum] = []
+    @exclusivity(unchecked) private var rows: [RowGradients] = []
     /// Which uses in the graph at hand have a place by rows.
-    private var usesByRows: [Int] = []
+    @exclusivity(unchecked) private var usesByRows: [Int] = []
     private var isFolded = false
 
     init(_ format: SumFormat = .float32) { self.format = format }
