@@ -1,4 +1,5 @@
 import CShims
+import Glibc
 import XCTest
 
 final class ElementwiseTests: KernelTestCase {
@@ -93,6 +94,27 @@ final class ElementwiseTests: KernelTestCase {
                             "\(build.name) format \(format) n=\(n)")
                     }
                 }
+            }
+        }
+    }
+
+    func testPartOfAVectorIsAllThatIsReadAndWritten() {
+        // Two arrays, each at the end of a page after which there is no memory.
+        let page = sysconf(Int32(_SC_PAGESIZE))
+        let memory = mmap(nil, 4 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)!
+        defer { munmap(memory, 4 * page) }
+        for gap in [page, 3 * page] { XCTAssertEqual(mprotect(memory + gap, page, PROT_NONE), 0) }
+        var random = SplitMix64(14)
+        for build in Build.all {
+            for n in 0...33 {
+                let (a, b) = (random.floats(n), random.floats(n))
+                let x = (memory + page - 4 * n).bindMemory(to: Float.self, capacity: n)
+                let sum = (memory + 3 * page - 4 * n).bindMemory(to: Float.self, capacity: n)
+                for i in 0..<n { (x[i], sum[i]) = (a[i], b[i]) }
+                sum[-1] = 7
+                build.kernels.add_scaled(sum, x, SHIMS_F32, 2, Int64(n), 1)
+                expectSameBits((0..<n).map { sum[$0] }, zip(a, b).map { 2 * $0 + $1 }, "\(build.name) n=\(n)")
+                XCTAssertEqual(sum[-1], 7)
             }
         }
     }
