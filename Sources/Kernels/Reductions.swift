@@ -29,6 +29,32 @@ private func sumOfSquares(_ n: Int64, _ term: (Lanes) -> Vector) -> Double {
         accumulateLanes(zero, Int(n), room: 0, add, join: { ($0.low + $1.low, $0.high + $1.high) }))
 }
 
+/// The largest magnitude of x, in any storage format: NaN where an element is, whose bits are larger than those of infinity.
+func largestMagnitude(_ x: UnsafeRawPointer, _ format: shims_format, _ n: Int64) -> Float {
+    let single = x.assumingMemoryBound(to: Float.self)
+    let half = x.assumingMemoryBound(to: UInt16.self)
+    @inline(always)
+    func larger(_ a: Bits, _ b: Bits) -> Bits { choose(a, b, where: b .> a) }
+    @inline(always)
+    func keepSingle(_ largest: inout Bits, _ lanes: Lanes) {
+        largest = larger(largest, unsafeBitCast(load(single, lanes), to: Bits.self) & 0x7fff_ffff)
+    }
+    @inline(always)
+    func keepHalf(_ largest: inout Bits, _ lanes: Lanes) {
+        largest = larger(largest, widened(load(half, lanes)) & 0x7fff)
+    }
+    let isSingle = format.rawValue == SHIMS_F32.rawValue
+    let lanes =
+        isSingle
+        ? accumulateLanes(Bits.zero, Int(n), room: 0, keepSingle, join: larger)
+        : accumulateLanes(Bits.zero, Int(n), room: 0, keepHalf, join: larger)
+    var largest: UInt32 = 0
+    for lane in 0..<16 where lanes[lane] > largest { largest = lanes[lane] }
+    if isSingle { return Float(bitPattern: largest) }
+    let bits = HalfVector(repeating: UInt16(truncatingIfNeeded: largest))
+    return format.rawValue == SHIMS_BF16.rawValue ? fromBF16(bits)[0] : fromF16(bits)[0]
+}
+
 /// The largest of what `term` has for `n` elements, NaN left out; negative infinity if there is none.
 @inline(always)
 func largestOf(_ n: Int, room: Int = 0, _ term: (Lanes) -> Vector) -> Float {

@@ -18,6 +18,7 @@ public func makeKernelTable() -> shims_kernel_table {
         sum_and_round_rows: sumAndRoundRows,
         sum: sum,
         sum_of_squares: sumOfSquares,
+        largest_magnitude: largestMagnitude,
         fold_sum_of_squares: foldSumOfSquares,
         clip_values: clipValues,
         squared_error: squaredError,

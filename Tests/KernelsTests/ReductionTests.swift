@@ -178,4 +178,25 @@ final class ReductionTests: KernelTestCase {
             }
         }
     }
+
+    func testLargestMagnitudeOfEveryFormat() {
+        var random = SplitMix64(31)
+        for build in Build.all {
+            for format in [SHIMS_F32, SHIMS_BF16, SHIMS_F16] {
+                for n in lengths {
+                    let plain = StoredNumbers(random.floats(n) + random.floats(n / 2, in: -1e-6...1e-6), format)
+                    let any = StoredNumbers(random.specialFloats(n), format)
+                    for numbers in [plain, any] {
+                        let found = build.kernels.largest_magnitude(
+                            numbers.pointer, format, Int64(numbers.values.count))
+                        let hasNaN = numbers.values.contains { $0.isNaN }
+                        let expected = hasNaN ? Float.nan : numbers.values.map(\.magnitude).max() ?? 0
+                        XCTAssertTrue(
+                            found == expected || (found.isNaN && hasNaN),
+                            "\(build.name) format \(format) n=\(n): \(found) is not \(expected)")
+                    }
+                }
+            }
+        }
+    }
 }

@@ -8,6 +8,7 @@ from typing import Any
 import gradaccum as ga
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
 from models import (
     Model,
@@ -121,6 +122,85 @@ def test_infinities_and_nans_at_random_places_leave_no_trace(source, isolated):
         tried.accumulator.set_loss_scaler(None)
         after, expected_after = afterwards(tried), afterwards(plain)
         assert after == expected_after
+
+
+# ====== What overflowed ======
+
+LARGE, SMALL = 70_001, 5
+
+
+def given_at_once(accumulator: ga.Accumulator, gradients: list[np.ndarray]) -> None:
+    accumulator.accumulate_gradients(gradients, 1.0, 1.0)
+
+
+def given_singly(accumulator: ga.Accumulator, gradients: list[np.ndarray]) -> None:
+    with accumulator.micro_batch():
+        for index, gradient in reversed(list(enumerate(gradients))):
+            accumulator.accumulate_gradient(index, gradient)
+        accumulator.accumulate_gradients([None] * len(gradients), 1.0, 1.0)
+
+
+def in_half(dtype: Any) -> Any:
+    return lambda accumulator, gradients: given_at_once(accumulator, [x.astype(dtype) for x in gradients])
+
+
+def by_backward(accumulator: ga.Accumulator, gradients: list[np.ndarray]) -> None:
+    with ga.Scope():
+        total = ga.tensor(np.float32(0))
+        for parameter, gradient in zip(accumulator.optimizer.parameters, gradients):
+            # As a product that overflows on the way down.
+            factors = [np.where(np.isinf(gradient), np.float32(1e30), x) for x in (gradient, np.ones_like(gradient))]
+            away = parameter - parameter.detach()
+            total = total + ga.sum(away * ga.tensor(factors[0]) * ga.tensor(factors[1]))
+        accumulator.accumulate(ga.sum(ga.reshape(total, (1,))), 1.0)
+
+
+@pytest.mark.parametrize("sum_format", ["float32", "bfloat16_kahan"])
+@pytest.mark.parametrize("isolated", [False, True])
+@pytest.mark.parametrize(
+    "add",
+    [given_at_once, given_singly, in_half(bfloat16), in_half(np.float16), by_backward],
+    ids=["at_once", "singly", "bfloat16", "float16", "backward"],
+)
+@pytest.mark.parametrize(
+    "large, small", [(0, 2), (2, 0), (1, 1), (1, None), (None, 1), (0, None), (2, None), (None, 2)]
+)
+def test_the_first_overflow_is_named_whatever_its_size(add, large, small, isolated, sum_format):
+    """Parameter and micro-batch belong together. The numbers: of the micro-batches in which each parameter overflows."""
+    parameters = [ga.tensor(np.ones(size, np.float32), requires_grad=True) for size in (LARGE, SMALL)]
+    accumulator = ga.Accumulator(
+        ga.SGD(parameters), loss_scaler=ga.LossScaler(4.0), isolated=isolated, sum_format=sum_format
+    )
+    for number in range(4):
+        gradients = [np.ones(size, np.float32) for size in (LARGE, SMALL)]
+        for gradient, bad in zip(gradients, (large, small)):
+            if number == bad:
+                gradient[-1] = INF
+        add(accumulator, gradients)
+    report = accumulator.step()
+    first = min((number, index) for index, number in enumerate((large, small)) if number is not None)
+    assert (report.non_finite_micro_batch, report.non_finite_parameter) == first
+    assert report.outcome == (APPLIED if isolated else OVERFLOW)
+
+
+def test_a_loss_that_is_not_finite_is_not_what_overflowed():
+    parameter = ga.tensor(np.ones(3, np.float32), requires_grad=True)
+    accumulator = ga.Accumulator(ga.SGD([parameter]), loss_scaler=ga.LossScaler(4.0), isolated=True)
+    accumulator.accumulate_gradients([np.ones(3, np.float32)], NAN, 1.0)
+    accumulator.accumulate_gradients([np.full(3, INF, np.float32)], 1.0, 1.0)
+    report = accumulator.step()
+    assert (report.outcome, report.non_finite_parameter, report.non_finite_micro_batch) == (OVERFLOW, 0, 1)
+
+
+def test_a_frozen_parameter_is_not_what_overflowed():
+    parameters = [ga.tensor(np.ones(3, np.float32), requires_grad=True) for _ in range(2)]
+    accumulator = ga.Accumulator(ga.SGD(parameters), loss_scaler=ga.LossScaler(4.0))
+    parameters[0].requires_grad = False
+    bad = np.full(3, INF, np.float32)
+    accumulator.accumulate_gradients([bad, np.ones(3, np.float32)], 1.0, 1.0)
+    accumulator.accumulate_gradients([None, bad], 1.0, 1.0)
+    report = accumulator.step()
+    assert (report.outcome, report.non_finite_parameter, report.non_finite_micro_batch) == (OVERFLOW, 1, 1)
 
 
 # ====== Law 5: flat memory ======

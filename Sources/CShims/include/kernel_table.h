@@ -154,6 +154,8 @@ typedef struct shims_kernel_table {
     float (*_Nonnull sum)(const float *_Nonnull x, int64_t n);
     /* The sum of squares in double; NaN or infinite exactly if an x is. */
     double (*_Nonnull sum_of_squares)(const float *_Nonnull x, int64_t n);
+    /* The largest magnitude of x, in any storage format: NaN where an x is. 0 if there is none. */
+    float (*_Nonnull largest_magnitude)(const void *_Nonnull x, shims_format format, int64_t n);
     /* x[i] += y[i], returning the sum of squares of the results. */
     double (*_Nonnull fold_sum_of_squares)(float *_Nonnull x, const float *_Nonnull y, int64_t n);
     /* x[i] = scale * x[i] moved into -limit ... limit; squares gets the sums of squares before that move and after. */

@@ -26,6 +26,7 @@ extension Accumulator {
             return graph
         } run: { (graph, scale) throws(GAError) in
             try graph.backward(seed: scale * Float(lossScale), into: self)
+            try noteNonFiniteSums()
         }
     }
 
@@ -73,15 +74,17 @@ extension Accumulator {
                 for case (let sum, let gradient?) in zip(destination, gradients) {
                     try sum.rounded[0].add(gradient, dtype, scale: factor)
                 }
-                return
+                return try noteNonFiniteSums()
             }
             let pieces = Pieces(gradients.indices.lazy.map { gradients[$0] == nil ? 0 : parameters[$0].elementCount })
-            try pieces.forEach { index, start, count in
+            let nonFinite = try addGiven(pieces, dtype, times: factor) { index, start, count in
                 let gradient = gradients[index]! + start * dtype.byteCount
                 destination[index].firstDense!._withUnsafeGuaranteedRef {
                     $0.add(gradient, addition, from: start, count: count)
                 }
+                return gradient
             }
+            noteNonFinite(nonFinite)
             for index in gradients.indices where gradients[index] != nil {
                 destination[index].firstDense!._withUnsafeGuaranteedRef { $0.didAdd(addition) }
             }
@@ -119,15 +122,18 @@ extension Accumulator {
         if let sum = destination[index].rounded.first {
             try sum.add(gradient, dtype, scale: factor)
             window.microBatch?.hasGradients = true
-            return
+            return try noteNonFiniteSums()
         }
         window.microBatch?.hasGradients = true
         let buffer = destination[index].dense[0]
         let addition = addition(dtype, factor)
-        try Pieces([parameter.elementCount]).forEach { _, start, count in
-            buffer.add(gradient + start * dtype.byteCount, addition, from: start, count: count)
+        let nonFinite = try addGiven(Pieces([parameter.elementCount]), dtype, times: factor) { _, start, count in
+            let gradient = gradient + start * dtype.byteCount
+            buffer.add(gradient, addition, from: start, count: count)
+            return gradient
         }
         buffer.didAdd(addition)
+        if !nonFinite.isEmpty { noteNonFinite([index]) }
     }
 
     /// How whole gradients are added to the open micro-batch.

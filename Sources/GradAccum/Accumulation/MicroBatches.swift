@@ -105,19 +105,6 @@ extension Accumulator {
                 return try dropped(found, operation)
             }
         } else {
-            // In a window that follows a skipped one it is worth a look where the next NaN comes from.
-            if consecutiveSkips > 0 && window.firstNonFinite == nil {
-                let parameter = try firstNonFinite { _ in true }
-                window.firstNonFinite = parameter.map {
-                    WindowReport.NonFinite(parameter: $0, microBatch: microBatch.number)
-                }
-            } else if lossScaler != nil && window.overflowMicroBatch == nil {
-                // An overflow on the way down goes on to what lies below: the small parameters show it at little cost.
-                let small = 1 << 14
-                if try firstNonFinite(where: { $0.elementCount <= small }) != nil {
-                    window.overflowMicroBatch = microBatch.number
-                }
-            }
             end(microBatch)
         }
         consecutiveDrops = 0
@@ -145,8 +132,9 @@ extension Accumulator {
         }
         let (gradients, squares) = try foldPlaces(scratch)
         if let index = squares.firstIndex(where: { !$0.isFinite }) {
-            window.hasOverflow = true
-            return WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
+            let found = WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
+            window.overflow = window.overflow ?? found
+            return found
         }
         let scale = microBatch.scale
         guard options.sumFormat == .float32 else {
@@ -172,16 +160,5 @@ extension Accumulator {
             sums[index].firstDense!._withUnsafeGuaranteedRef { $0.didAdd(addition) }
         }
         return nil
-    }
-
-    /// The first of some parameters whose sum is not finite, at the price of reading these sums.
-    private func firstNonFinite(where isLookedAt: (Tensor) -> Bool) throws(GAError) -> Int? {
-        let isRead = zip(optimizer.parameters, sums).map { $1.isUsed && isLookedAt($0) }
-        for (sum, isRead) in zip(sums, isRead) where isRead { try sum.settle() }
-        let pieces = Pieces(zip(optimizer.parameters, isRead).map { $1 ? $0.elementCount : 0 })
-        let squares = try pieces.sums { [sums] index, range in
-            SIMD2(sums[index].sumOfSquares(from: range.lowerBound, count: range.count), 0)
-        }
-        return squares.firstIndex { !$0.x.isFinite }
     }
 }

@@ -87,8 +87,9 @@ extension Accumulator {
         // The second moments take in squares.
         let scale = Double(microBatch.scale) / lossScale
         if let index = squares.firstIndex(where: { !Float($0 * scale * scale).isFinite }) {
-            if !squares[index].isFinite { window.hasOverflow = true }
-            return WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
+            let found = WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
+            if !squares[index].isFinite { window.overflow = window.overflow ?? found }
+            return found
         }
         try optimizer.takeIntoMoments(gradients, scale: Float(scale))
         return nil
@@ -113,12 +114,12 @@ extension Accumulator {
             let isApplied = try optimizer.applyMoments(
                 learningRate: report.learningRate, weight: report.weight, loss: report.loss)
             report.outcome = isApplied ? .applied : .skippedZeroWeight
-            noteEnd(window.hasOverflow ? .overflow : isApplied ? .finite : .nothing, under: report.lossScale)
+            noteEnd(window.overflow != nil ? .overflow : isApplied ? .finite : .nothing, under: report.lossScale)
             consecutiveSkips = 0
             report.consecutiveSkips = 0
         } else {
             // All that there was has been dropped.
-            let hasOverflow = lossScaler != nil && window.hasOverflow
+            let hasOverflow = lossScaler != nil && window.overflow != nil
             defer {
                 noteEnd(hasOverflow ? .overflow : .nothing, under: report.lossScale)
                 drop()

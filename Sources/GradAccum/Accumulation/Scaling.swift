@@ -91,7 +91,7 @@ extension Accumulator {
     /// Whether gradients of the window overflowed under its loss scale, those of a micro-batch that was dropped included.
     func isOverflown() throws(GAError) -> Bool {
         guard lossScaler != nil else { return false }
-        if window.hasOverflow { return true }
+        if window.overflow != nil { return true }
         return window.microBatches > 0 && window.weight > 0 ? try !foldWindow().isFinite : false
     }
 
@@ -102,7 +102,7 @@ extension Accumulator {
         _ report: inout WindowReport, _ handler: (WindowReport) throws(GAError) -> Bool, _ operation: StaticString
     ) throws(GAError) -> Bool {
         report.outcome = .skippedOverflow
-        if !window.hasOverflow { report.firstNonFinite = try whereNonFinite() }
+        report.firstNonFinite = if let overflow = window.overflow { overflow } else { try whereNonFinite() }
         let retries = window.retries + 1
         // If the handler declines, the window ends with these.
         stagnations = sums.map(\.stagnation)

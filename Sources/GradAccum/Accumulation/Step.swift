@@ -107,16 +107,6 @@ extension Accumulator {
         return report.outcome
     }
 
-    /// Where the window first held a NaN or an infinity, as far as that is known.
-    func whereNonFinite() throws(GAError) -> WindowReport.NonFinite {
-        // What a dropped micro-batch held is not in the sums.
-        if !options.isIsolated, let found = window.firstNonFinite { return found }
-        let parameter = norms(of: try foldWindow()).firstIndex { !Float($0).isFinite }
-        let isOnlyOne = window.microBatches == 1 && window.aborted == 0
-        return WindowReport.NonFinite(
-            parameter: parameter, microBatch: parameter == nil ? nil : isOnlyOne ? 0 : window.overflowMicroBatch)
-    }
-
     /// Adds the places of each parameter in their order, and takes the squares of the sums in the same pass.
     ///
     /// Returns the sums, nil for a parameter that is frozen or that nothing was added to, or whose sum is in bfloat16, and per

@@ -15,10 +15,8 @@ struct Window {
     var firstNonFinite: WindowReport.NonFinite?
     /// What losses are multiplied by, from the first one on.
     var lossScale: Double?
-    /// The gradients of a micro-batch overflowed, which was dropped in isolated mode.
-    var hasOverflow = false
-    /// The first after which a small parameter had a sum that is not finite.
-    var overflowMicroBatch: Int?
+    /// Where the gradients of a micro-batch first overflowed, which was dropped in isolated mode.
+    var overflow: WindowReport.NonFinite?
     /// The sums, once they have been read: nothing more can be added.
     var folded: FoldedSums?
     /// How often it was computed again.
