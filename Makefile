@@ -1,6 +1,6 @@
 # make          builds build/lib/libgradaccum.so.1
 # make demo     trains a small GPT on a real text and shows the first law (TEXT=file for another text)
-# make test     runs every test, and ends with the table of the laws
+# make test     runs every test but those of PyTorch and JAX, and ends with the table of the laws
 # make laws     runs the tests of the laws alone; make laws-long runs ten times the cases
 # make foreign  runs the tests and examples of PyTorch, Hugging Face and JAX, which make test skips without them
 # make bench    compares with PyTorch and JAX, row by row (BENCH_ARGS="--only gpt-char-f32 --quick")
@@ -46,6 +46,7 @@ library:
 	@ln -sf libgradaccum.so.1 build/lib/libgradaccum.so
 
 examples: library $(EXAMPLES)
+	@[ -n "$(PYTHON_CONFIG)" ] || echo "libpython3-dev is missing: build/examples/embed_python is left out"
 
 build/examples/%: examples/c/%.c $(wildcard examples/c/*.h) include/gradaccum.h | library
 	@mkdir -p build/examples

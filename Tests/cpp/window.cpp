@@ -69,6 +69,8 @@ void split_invariance() {
 void own_gradients() {
     ga::Tensor a = ga::Tensor::zeros({3}), b = ga::Tensor::zeros({2});
     ga::SGD optimizer({a, b}, ga::SGDOptions().learning_rate(1));
+    ga::SGD &same = optimizer;
+    optimizer = std::move(same); // which leaves it as it is
     ga::Accumulator accumulator(optimizer);
     const std::vector<Values> both{{1, 2, 3}, {4, 5}};
     accumulator.accumulate_gradients(both, 1, 1);
@@ -87,6 +89,9 @@ void own_gradients() {
     EXPECT_THROWS(ga::InvalidArgumentError, "1", accumulator.accumulate_gradients({both[0]}, 1, 1));
     EXPECT_THROWS(ga::DTypeError, "dtype", accumulator.accumulate_gradients(both, 1, 1, ga::DType::float16));
     EXPECT(accumulator.window().micro_batches == 0);
+    ga::Accumulator &self = accumulator;
+    accumulator = std::move(self);
+    EXPECT_THROWS(ga::ShapeError, "gradients[1] has 3", accumulator.accumulate_gradients({both[0], both[0]}, 1, 1));
 
     // One by one, in a micro-batch.
     a.fill(0), b.fill(0);

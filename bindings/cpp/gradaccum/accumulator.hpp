@@ -349,7 +349,7 @@ private:
     }
 
     detail::Rule *rule_ = nullptr; // as in Optimizer
-    std::vector<std::int64_t> element_counts_;
+    detail::ElementCounts element_counts_;
     std::vector<const void *> addresses_; // kept, so that a micro-batch needs no memory
     Held<SkipHandler> skip_handler_;
     Held<RetryHandler> retry_handler_;

@@ -7,6 +7,7 @@
 #include <new>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "error.hpp"
 #include "values.hpp"
@@ -51,6 +52,26 @@ protected:
 
 private:
     Object *handle_ = nullptr;
+};
+
+/// The elements of each parameter. As handles do, it stays what it is when it is moved onto itself, and a vector need not.
+class ElementCounts {
+public:
+    ElementCounts() = default;
+    ElementCounts(std::vector<std::int64_t> counts) : counts_(std::move(counts)) {}
+    ElementCounts(const ElementCounts &) = default;
+    ElementCounts &operator=(const ElementCounts &) = default;
+    ElementCounts(ElementCounts &&) noexcept = default;
+    ElementCounts &operator=(ElementCounts &&other) noexcept {
+        if (this != &other) counts_ = std::move(other.counts_);
+        return *this;
+    }
+
+    std::size_t size() const noexcept { return counts_.size(); }
+    std::int64_t operator[](std::size_t index) const noexcept { return counts_[index]; }
+
+private:
+    std::vector<std::int64_t> counts_;
 };
 
 /// What a callback throws while a call of this thread runs: it waits on the stack of that call until the C library has

@@ -370,7 +370,7 @@ private:
     }
 
     detail::Rule *rule_ = nullptr; // the library's, which keeps it as long as the optimizer
-    std::vector<std::int64_t> element_counts_;
+    detail::ElementCounts element_counts_;
 };
 
 class SGD : public Optimizer {
