@@ -91,6 +91,44 @@ def test_a_step_that_is_left_to_the_loop():
     acc.zero()
 
 
+def test_loop_that_steps_is_told_where_the_micro_batch_has_stepped():
+    w, acc = one(accumulation_steps=2, max_grad_norm=1.0)
+    calls = {"step": acc.step, "clip_grad_norm_": lambda: acc.clip_grad_norm_(1.0), "unscale": acc.unscale}
+
+    def refused(words: str) -> None:
+        for name, call in calls.items():
+            with pytest.raises(ga.GAStateError, match=f"{name}: {words}.*step_when_due=False") as found:
+                call()
+            assert ("max_grad_norm" in str(found.value)) == (name == "clip_grad_norm_")
+
+    for number in range(2):
+        with acc.micro_batch(weight=2) as mb:
+            mb.backward(ga.sum(w))
+            refused(f"micro-batch {number} is open, .* with statement")
+    refused("the window is empty, .* with statement.* has taken the step, see last_report")
+    assert acc.last_report.update_count == 1 and acc.end_data().outcome == ga.Outcome.EMPTY
+    acc.accumulate(ga.sum(w), weight=2)
+    assert acc.step().update_count == 2  # a window may be stepped early
+    with pytest.raises(ga.GAStateError, match="accumulate a micro-batch first"):
+        acc.step()
+
+
+def test_what_was_settled_at_creation_is_not_assigned():
+    w, acc = one(max_grad_norm=1.0)
+    for name in ("optimizer", "loss_reduction", "max_grad_norm"):
+        with pytest.raises(AttributeError):
+            setattr(acc, name, getattr(acc, name))
+    acc.loss_scaler = ga.LossScaler(64.0)
+    assert acc.window().loss_scale == 64 and acc.state_dict()["loss_scaler"] is not None
+    acc.loss_scaler = None
+    with acc.micro_batch(weight=2) as mb:
+        mb.backward(ga.sum(w))
+        for name in ("weight", "number"):
+            with pytest.raises(AttributeError):
+                setattr(mb, name, 6)
+    assert acc.last_report.loss_scale == 1 and acc.last_report.weight == 2
+
+
 def test_micro_batches_without_a_weight_leave_the_step_to_the_loop():
     w, acc = one()
     with acc.micro_batch() as mb:

@@ -36,6 +36,12 @@ _SUM_FORMATS = {
     "bfloat16_kahan": _ffi.SUM_BFLOAT16_KAHAN,
     "bfloat16": _ffi.SUM_BFLOAT16,
 }
+# What a loop does whose micro-batches take the step.
+_IN_PLACE_OF = {
+    "step": "leave step() out",
+    "clip_grad_norm_": "leave clip_grad_norm_() out and give its limit to the accumulator as max_grad_norm",
+    "unscale": "read last_report.gradient_norm",
+}
 _ON_NON_FINITE = {"skip": _ffi.ON_NON_FINITE_SKIP, "raise": _ffi.ON_NON_FINITE_RAISE}
 
 
@@ -140,8 +146,9 @@ class Accumulator(Handle):
         out = c_void_p()
         lib.ga_accumulator_create(byref(out), optimizer.handle, byref(options))
         self._hold(out.value, optimizer)
-        self.loss_reduction = loss_reduction
-        self.max_grad_norm = max_grad_norm
+        self._loss_reduction = loss_reduction
+        self._max_grad_norm = max_grad_norm
+        self._max_loss_z_score = max_loss_z_score
         self.step_when_due = step_when_due
         if loss_scaler is not None:
             self.set_loss_scaler(loss_scaler)
@@ -152,7 +159,7 @@ class Accumulator(Handle):
 
     def _hold(self, address: int | None, optimizer: Optimizer) -> None:
         self._own(address, _free, "accumulator")
-        self.optimizer = optimizer
+        self._optimizer = optimizer
         self._skip_callback: Any = None  # what the library calls, which must live as long
         self._retry_callback: Any = None
         self._error_of_handler: BaseException | None = None
@@ -160,11 +167,14 @@ class Accumulator(Handle):
         self._arrays: _python.Arrays | None = None
         self._open: MicroBatch | None = None
         self._has_ended = False  # and nothing came after
+        self._has_stepped_itself = False
+        self._untold_loss: float | None = 0.0  # of the window, and not in the library's: None if nobody knows it
         self.last_report: Report | None = None
-        self.loss_reduction = "sum"
-        self.max_grad_norm = 0.0
+        self._loss_reduction = "sum"
+        self._max_grad_norm = 0.0
+        self._max_loss_z_score = 0.0
         self.step_when_due = True
-        self.loss_scaler: LossScaler | None = None
+        self._loss_scaler: LossScaler | None = None
 
     @staticmethod
     def borrow(
@@ -175,13 +185,28 @@ class Accumulator(Handle):
         its owner's handlers and loss scaler."""
         borrowed = Accumulator.__new__(Accumulator)
         borrowed._hold(handle, optimizer)
-        borrowed.loss_reduction, borrowed.max_grad_norm = loss_reduction, max_grad_norm
+        borrowed._loss_reduction, borrowed._max_grad_norm = loss_reduction, max_grad_norm
         borrowed._disown()
         return borrowed
 
     def _require_own(self, handler: str) -> None:
         if self._is_borrowed:
             raise GAStateError(f"the accumulator is borrowed: its owner sets the {handler}")
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """What it accumulates for."""
+        return self._optimizer
+
+    @property
+    def loss_reduction(self) -> str:
+        """What a loss stands for, as it was created."""
+        return self._loss_reduction
+
+    @property
+    def max_grad_norm(self) -> float:
+        """What the step clips to, as it was created."""
+        return self._max_grad_norm
 
     @property
     def accumulation_steps(self) -> int:
@@ -319,6 +344,7 @@ class Accumulator(Handle):
         """The step with the last micro-batch of a window; where a handler computes one again, it is on its way."""
         if self.step_when_due and not self._is_retrying and self.step_due:
             self.step()
+            self._has_stepped_itself = True
 
     @property
     def sync_gradients(self) -> bool:
@@ -341,13 +367,38 @@ class Accumulator(Handle):
 
     def step(self) -> Report:
         """Ends the window: divides by its weight, clips, updates and empties the accumulators."""
+        self._require_step_of_the_loop("step")
         report = _ffi.Report()
         self._call(lib.ga_step, byref(report))
-        return self._ended(Report._of(report))
+        return self._ended(self._report(report))
+
+    def _require_step_of_the_loop(self, operation: str) -> None:
+        """Errors: GAStateError where the micro-batches take the step, and the loop means to."""
+        if not self.step_when_due:
+            return
+        instead = (
+            f"{_IN_PLACE_OF[operation]}, or create the accumulator with step_when_due=False and call {operation}() "
+            "after the micro-batch"
+        )
+        if self._open is not None and self._open.weight is not None:
+            raise GAStateError(
+                f"{operation}: micro-batch {self._open.number} is open, and where it is the last of its window, its "
+                f"end (that of the with statement) takes the step: {instead}"
+            )
+        if self._has_ended and self._has_stepped_itself:
+            raise GAStateError(
+                f"{operation}: the window is empty, as the end of its last micro-batch (that of the with statement) "
+                f"has taken the step, see last_report: {instead}"
+            )
+
+    def _report(self, report: _ffi.Report) -> Report:
+        """A report of the window, whose loss is None if it is not known."""
+        return Report._of(report, self._untold_loss if report.micro_batches > 0 else 0.0)
 
     def _ended(self, report: Report) -> Report:
         if report.outcome not in (Outcome.PENDING, Outcome.EMPTY):
             self._has_ended = True
+            self._has_stepped_itself = False
             self.last_report = report
         return report
 
@@ -357,6 +408,7 @@ class Accumulator(Handle):
     def clip_grad_norm_(self, max_norm: float) -> float:
         """The norm of the window's mean gradient, which the step will clip to max_norm: that is the accumulator's
         max_grad_norm, as a window is clipped once. Ends the additions to the window, see unscale()."""
+        self._require_step_of_the_loop("clip_grad_norm_")
         if max_norm != self.max_grad_norm:
             raise GAInvalidArgumentError(
                 f"clip_grad_norm_: max_norm is {max_norm} and the accumulator's max_grad_norm {self.max_grad_norm}, "
@@ -368,7 +420,7 @@ class Accumulator(Handle):
         """What the window holds so far."""
         report = _ffi.Report()
         lib.ga_window_report(self.handle, byref(report))
-        return Report._of(report)
+        return self._report(report)
 
     def set_skip_handler(self, handler: SkipHandler | None) -> None:
         """Asks the handler about windows, and in isolated mode micro-batches, that would be skipped; None for the
@@ -378,7 +430,7 @@ class Accumulator(Handle):
             accumulator = this()
             assert accumulator is not None and handler is not None
             try:
-                return int(handler(Report._of(report.contents)))
+                return int(handler(accumulator._report(report.contents)))
             except BaseException as error:  # goes on where the library has returned
                 accumulator._error_of_handler = error
                 return _ffi.DECISION_RAISE
@@ -393,7 +445,16 @@ class Accumulator(Handle):
         """Multiplies losses by the scale of a scaler, from the next window on; None ends that. Sums then hold scaled
         gradients, which the step divides by the scale along with the weight; all that is reported is without it."""
         lib.ga_accumulator_set_loss_scaler(self.handle, None if scaler is None else scaler.handle)
-        self.loss_scaler = scaler
+        self._loss_scaler = scaler
+
+    @property
+    def loss_scaler(self) -> LossScaler | None:
+        """What multiplies losses; assigning is set_loss_scaler()."""
+        return self._loss_scaler
+
+    @loss_scaler.setter
+    def loss_scaler(self, scaler: LossScaler | None) -> None:
+        self.set_loss_scaler(scaler)
 
     def set_retry_handler(self, handler: RetryHandler | None) -> None:
         """Has a window computed again that overflowed, where the loss scale can go lower; None for a skip again.
@@ -406,7 +467,7 @@ class Accumulator(Handle):
             assert accumulator is not None and handler is not None
             accumulator._is_retrying = True
             try:
-                return int(bool(handler(Report._of(report.contents))))
+                return int(bool(handler(accumulator._report(report.contents))))
             except BaseException as error:  # goes on where the library has returned
                 accumulator._error_of_handler = error
                 return -1
@@ -422,6 +483,7 @@ class Accumulator(Handle):
     def unscale(self) -> float:
         """Ends the additions to the window and returns the global norm of its mean gradient, without the loss scale
         and before clipping. A step needs no such call: it is for those that want the norm before it."""
+        self._require_step_of_the_loop("unscale")
         norm = c_double()
         lib.ga_unscale(self.handle, byref(norm))
         return norm.value
@@ -447,7 +509,7 @@ class Accumulator(Handle):
         weight that went in, "carry" it over into what comes next, or "drop" it."""
         report = _ffi.Report()
         self._call(lib.ga_data_end, constant_of("tail", tail, _TAILS), byref(report))
-        return self._ended(Report._of(report))
+        return self._ended(self._report(report))
 
     def gradient_norms(self) -> np.ndarray:
         """The norm of each parameter's mean gradient in the window of the last step, before clipping."""

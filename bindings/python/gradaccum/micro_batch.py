@@ -24,11 +24,23 @@ class MicroBatch:
         self._accumulator = accumulator
         lib.ga_micro_batch_begin(accumulator.handle)
         window = accumulator.window()
-        self.number: int = window.micro_batches + window.aborted_micro_batches
-        self.weight = weight
+        self._number = window.micro_batches + window.aborted_micro_batches
+        self._weight = weight
         self._has_loss = False
+        if self._number == 0:
+            accumulator._untold_loss = 0.0
         accumulator._open = self
         accumulator._has_ended = False
+
+    @property
+    def number(self) -> int:
+        """That in its window, from 0 on, aborted ones included."""
+        return self._number
+
+    @property
+    def weight(self) -> float | None:
+        """As it was given: see set_weight() for one that comes later."""
+        return self._weight
 
     def backward(self, loss: Any) -> None:
         """Runs backward from a scalar loss and adds the gradients. Of several losses that are sums, the weight is that

@@ -36,7 +36,7 @@ class Report:
     """What a window held, and what a step did."""
 
     outcome: Outcome
-    loss: float  # mean over the window, by weight
+    loss: float | None  # mean over the window, by weight; None where a loop of PyTorch or JAX gave none
     weight: float  # total of the window
     micro_batches: int  # without those that were aborted
     gradient_norm: float  # of what the update is made of, before clipping
@@ -70,9 +70,11 @@ class Report:
         )
 
     @classmethod
-    def _of(cls, report: _ffi.Report) -> Report:
+    def _of(cls, report: _ffi.Report, untold_loss: float | None = 0.0) -> Report:
+        """untold_loss: what the library has not been told of the loss: None if nobody knows, or what is not finite."""
         fields: dict[str, Any] = {name: getattr(report, name) for name in cls.__dataclass_fields__}
         fields["outcome"] = Outcome(report.outcome)
         for name in ("non_finite_parameter", "non_finite_micro_batch"):
             fields[name] = None if fields[name] < 0 else fields[name]
+        fields["loss"] = None if untold_loss is None else fields["loss"] + untold_loss
         return cls(**fields)
