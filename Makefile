@@ -26,7 +26,8 @@ BENCH_VENV := build/bench-venv
 PLOT_VENV := build/plot-venv
 WHEEL_VENV := build/wheel-venv
 FOREIGN_VENV := build/foreign-venv
-FOREIGN_TESTS := torch torch_amp torch_state jax gpt2 digits dlpack exchange arrays zero_copies
+FOREIGN_TESTS := torch torch_amp torch_state torch_window torch_misuse jax readme gpt2 digits dlpack exchange \
+    arrays zero_copies
 
 TALLY := $(CURDIR)/build/laws.tally
 # Testable imports, which no test uses, are another way to compile: tests and library would rebuild each other.

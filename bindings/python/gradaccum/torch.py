@@ -6,13 +6,14 @@
     optimizer = ga.AdamW(gat.parameters(model), lr=3e-4)
     accumulator = gat.Accumulator(optimizer, accumulation_steps=8, max_grad_norm=1.0)
     for x, y in batches:
-        with accumulator.micro_batch(weight=len(y)):
-            torch.nn.functional.cross_entropy(model(x), y).backward()
+        with accumulator.micro_batch(weight=len(y)) as micro_batch:
+            micro_batch.backward(torch.nn.functional.cross_entropy(model(x), y))
         if accumulator.sync_gradients:
             print(accumulator.last_report)
 
 Gradients are added to the window as backward makes them, and freed at once. The step divides by the weight that went
-in, so micro-batches of any size give the update of the whole batch.
+in, so micro-batches of any size give the update of the whole batch. The loss's own backward() does as well, and the
+report then has no loss.
 
 Under torch.amp.autocast in float16, the accumulator's loss scaler takes the place of torch.amp.GradScaler:
 
@@ -27,155 +28,33 @@ Under torch.amp.autocast in float16, the accumulator's loss scaler takes the pla
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from ctypes import byref, c_void_p
-from typing import Any, Union
+from collections.abc import Callable, Mapping
+from ctypes import c_void_p
+from typing import Any
 
 import numpy as np
 import torch
 
-from . import _ffi, _python
+from . import _ffi
 from ._ffi import lib
+from ._torch_parameters import DTYPES, Parameter, parameters, require_in_their_models
 from .accumulator import Accumulator as _Accumulator
 from .accumulator import Tail
 from .errors import GADTypeError, GAInvalidArgumentError, GAStateError, GAUnsupportedError
 from .micro_batch import MicroBatch as _MicroBatch
 from .optim import Optimizer
 from .report import Outcome, Report
-from .tensor import DType, Tensor, int64_array
+from .tensor import DType
 
-_DTYPES = {torch.float32: DType.FLOAT32, torch.bfloat16: DType.BFLOAT16, torch.float16: DType.FLOAT16}
+if not hasattr(torch.autograd.graph, "increment_version"):
+    raise ImportError(
+        f"gradaccum.torch needs PyTorch 2.3 or later, and this is {torch.__version__}: pip install 'torch>=2.3'"
+    )
 
-Source = Union[torch.nn.Module, Iterable[torch.Tensor], Iterable[tuple[str, torch.Tensor]]]
-
-
-# ====== Parameters ======
-
-
-class Parameter(Tensor):
-    """A parameter of a PyTorch model as the library sees it: its own memory where that is float32, else float32 master
-    weights, which are rounded into it after each update."""
-
-    __slots__ = ("name", "source", "_order", "_elements", "_master", "_address_of_source", "_version")
-
-    def __init__(self, source: torch.Tensor, name: str) -> None:
-        self.source = source
-        self.name = name
-        self._order = _order_in_memory(source, name)
-        self._elements = self._in_order(source.detach())
-        if self._elements.dtype not in _DTYPES:
-            raise GADTypeError(f"{name} is {source.dtype}: convert it to float32, bfloat16 or float16")
-        is_half = self._elements.dtype != torch.float32
-        self._master = self._elements.float() if is_half else None
-        super().__init__(_wrapped(self._elements if self._master is None else self._master))
-        self.set_name(name)
-        self._address_of_source = source.data_ptr()
-        self._version = source._version
-
-    def _in_order(self, x: torch.Tensor) -> torch.Tensor:
-        """The axes in the order in which they lie in memory, where that is another one."""
-        return x if self._order is None else x.permute(self._order)
-
-    def gradient(self, gradient: torch.Tensor) -> torch.Tensor:
-        """A gradient in the arrangement of the parameter: itself, or where it lies in another one, a copy."""
-        if gradient.layout != torch.strided:
-            raise GAUnsupportedError(
-                f"{self.name}.grad is {gradient.layout}: use a layer with a dense gradient"
-            )
-        return self._in_order(gradient.resolve_neg()).contiguous()
-
-    def require_in_place(self) -> None:
-        """Errors: GAStateError if PyTorch's parameter is no longer what this one was made of."""
-        if self.source.data_ptr() != self._address_of_source:
-            raise GAStateError(
-                f"{self.name} has moved in memory since gradaccum.torch.parameters(): convert and move the model "
-                "first, and do not assign to its .data"
-            )
-        if self._master is not None and self.source._version != self._version:
-            raise GAStateError(
-                f"{self.name} is {self.source.dtype} and was written to, and its float32 master weights were not: call "
-                "reload_masters() to take over what was written"
-            )
-
-    def reload_master(self) -> None:
-        """Takes over what was written to a parameter that is not float32."""
-        if self._master is not None:
-            self._master.copy_(self._elements)
-            self._version = self.source._version
-
-    def write_back(self) -> None:
-        """Lets PyTorch see an update: its values, and that a graph of before is out of date."""
-        if self._master is None:
-            torch.autograd.graph.increment_version(self.source)
-        else:
-            self._elements.copy_(self._master)
-            self._version = self.source._version
-
-
-def parameters(source: Source) -> list[Parameter]:
-    """The parameters of a model, for an optimizer of this package, on the model's own memory.
-
-    source: a module, of which those that require a gradient are taken, or tensors, or pairs of a name and a tensor, as
-    from model.parameters() and model.named_parameters(). They are on the CPU; bfloat16 and float16 get float32 master
-    weights.
-    """
-    if isinstance(source, torch.nn.Module):
-        source = [(name, x) for name, x in source.named_parameters() if x.requires_grad]
-    made: list[Parameter] = []
-    for index, item in enumerate(source):
-        name, x = item if isinstance(item, tuple) else (f"parameters[{index}]", item)
-        made.append(Parameter(x, name))
-    return made
-
-
-def _order_in_memory(x: torch.Tensor, name: str) -> tuple[int, ...] | None:
-    """The axes in the order in which they lie in memory, the outermost first, or None for the usual order."""
-    if not isinstance(x, torch.Tensor):
-        raise GAInvalidArgumentError(f"{name} is {type(x).__name__}, and a tensor of PyTorch is needed")
-    if x.device.type != "cpu" or x.layout != torch.strided:
-        raise GAUnsupportedError(
-            f"{name} is on {x.device} in layout {x.layout}: the CPU and torch.strided are needed"
-        )
-    if x.is_neg():
-        raise GAInvalidArgumentError(f"{name} is negated when it is read: pass a tensor of resolve_neg()")
-    if x.is_contiguous():
-        return None
-    strides = x.stride()
-    order = tuple(sorted(range(x.dim()), key=lambda axis: strides[axis], reverse=True))
-    if not x.permute(order).is_contiguous():
-        raise GAInvalidArgumentError(
-            f"{name} has strides {x.stride()}, which leave gaps or overlap: make it contiguous"
-        )
-    return order
-
-
-def _wrapped(x: torch.Tensor) -> int:
-    """The address of a new ga_tensor on a contiguous tensor's memory."""
-    out = c_void_p()
-    shape = int64_array(x.shape)
-    if x.numel() == 0:
-        lib.ga_tensor_create(byref(out), _ffi.DEVICE_CPU, DType.FLOAT32, x.dim(), shape)
-    else:
-        owner = _python.lend(x)
-        try:
-            lib.ga_tensor_wrap(
-                byref(out),
-                _ffi.DEVICE_CPU,
-                DType.FLOAT32,
-                x.dim(),
-                shape,
-                None,
-                x.data_ptr(),
-                _python.release,
-                owner,
-            )
-        except BaseException:
-            _python.take_back(x)
-            raise
-    assert out.value is not None
-    return out.value
+__all__ = ["Accumulator", "MicroBatch", "Parameter", "parameters"]
 
 
 # ====== Micro-batches ======
@@ -184,39 +63,86 @@ def _wrapped(x: torch.Tensor) -> int:
 class MicroBatch(_MicroBatch):
     """An open micro-batch, whose gradients come from loss.backward() or from its own backward().
 
-    It commits at the end of the with statement and aborts where an exception ends it. In exact mode gradients that
-    backward has made cannot be taken back: drop the window by zero() then, or use isolated mode.
-    loss: for the report, set by backward(): the sum or the mean, as the accumulator's loss_reduction says.
-    loss_scale: what losses are multiplied by before backward: by scale(), or by the loop where it chose the scale.
+    It commits at the end of the with statement and aborts where an exception ends it, or where no parameter has got a
+    gradient. In exact mode gradients that backward has made cannot be taken back: drop the window by zero() then, or
+    use isolated mode.
     """
-
-    loss: float
-    loss_scale: float
 
     def __init__(self, accumulator: Accumulator, weight: float | None, loss_scale: float | None) -> None:
         accumulator._require_no_gradients()
+        accumulator._require_alone()
         if loss_scale is not None and not 2.0**-64 <= loss_scale <= 2.0**64:
             raise GAInvalidArgumentError(f"loss_scale is {loss_scale}: it must be in 2^-64 ... 2^64")
-        if weight is not None and not (math.isfinite(weight) and weight >= 0):
-            raise GAInvalidArgumentError(f"weight is {weight}: it must be finite and at least 0")
-        factor = weight if accumulator.loss_reduction == "mean" and weight is not None else 1.0
+        _require_weight(weight)
         super().__init__(accumulator, weight)
         self._torch = accumulator
         # The scaler's loss scale holds for the whole window, and so is known once the micro-batch has begun.
-        self.loss_scale = accumulator.window().loss_scale if loss_scale is None else loss_scale
+        self._loss_scale = accumulator.window().loss_scale if loss_scale is None else loss_scale
         self._is_scaled = accumulator.loss_scaler is None or loss_scale is not None
-        self.loss = 0.0
-        self._scale = factor / self.loss_scale
+        self._loss: float | None = None
+        # Gradients that were added before the weight is known are multiplied by it when they are committed.
+        self._is_weight_of_commit = (
+            weight is None and accumulator.loss_reduction == "mean" and accumulator._folds_in_backward
+        )
+        self._has_gradients = False
+        self._is_given = False
+        self._scale = self._factor()
+
+    def _factor(self) -> float:
+        """What gradients are multiplied by where they are added one by one."""
+        is_mean = self._torch.loss_reduction == "mean" and not self._is_weight_of_commit
+        return (self._weight if is_mean and self._weight is not None else 1.0) / self._loss_scale
+
+    @property
+    def loss(self) -> float | None:
+        """For the report: the sum or the mean, as the accumulator's loss_reduction says, that backward() has noted, or
+        that the loop has assigned. None where neither did, which makes that of the window None."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, value: float | torch.Tensor | None) -> None:
+        number: Any = value.detach() if isinstance(value, torch.Tensor) else value
+        try:
+            self._loss = None if value is None else float(number)
+        except (TypeError, ValueError, RuntimeError):
+            is_tensor = isinstance(value, torch.Tensor)
+            said = f"a tensor of shape {tuple(number.shape)}" if is_tensor else repr(value)
+            raise GAInvalidArgumentError(f"loss is {said}: assign a number, or a tensor of one element") from None
+
+    @property
+    def loss_scale(self) -> float:
+        """What losses are multiplied by before backward: by scale(), or by the loop where it chose the scale."""
+        return self._loss_scale
+
+    def set_weight(self, weight: float) -> None:
+        """Gives the weight that was None. That of a mean is needed before the micro-batch ends; that of a sum may come
+        after it, and then leaves the step to the loop."""
+        if self._torch._open is not self:
+            if self._torch.loss_reduction == "mean":
+                raise GAStateError(
+                    f"set_weight: micro-batch {self.number} is over, and the weight of a mean is part of its gradient: "
+                    "give it before the end"
+                )
+            super().set_weight(weight)
+            return
+        if self._weight is not None:
+            raise GAStateError(
+                f"set_weight: micro-batch {self.number} has the weight {self._weight}: begin it without one for it to "
+                "come later"
+            )
+        _require_weight(weight)
+        self._weight = weight
+        self._scale = self._factor()
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss times the loss scale, to run backward from, as torch.amp.GradScaler.scale()."""
         self._is_scaled = True
-        return loss if self.loss_scale == 1 else loss * self.loss_scale
+        return loss if self._loss_scale == 1 else loss * self._loss_scale
 
     def _require_scaled(self, name: str) -> None:
         if not self._is_scaled:
             raise GAStateError(
-                f"{name} has a gradient of a loss without the loss scale {self.loss_scale:g}: use backward(loss), or "
+                f"{name} has a gradient of a loss without the loss scale {self._loss_scale:g}: use backward(loss), or "
                 "scale(loss).backward(), of the micro-batch"
             )
 
@@ -234,10 +160,14 @@ class MicroBatch(_MicroBatch):
             )
         value = loss.item()
         self.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.loss += value
+        self._loss = value + (self._loss or 0.0)
 
     def _complete(self) -> None:
-        self._torch._give(self)
+        if not self._is_given:
+            self._torch._give(self)
+            self._is_given = True
+            if self._is_weight_of_commit and self._weight is not None:
+                lib.ga_micro_batch_set_weight(self._torch.handle, self.number, self._weight)
 
     def abort(self) -> None:
         """Takes the micro-batch back, and what backward has left in .grad."""
@@ -245,7 +175,16 @@ class MicroBatch(_MicroBatch):
         self._torch._clear_gradients()
 
 
+def _require_weight(weight: float | None) -> None:
+    if weight is not None and not (math.isfinite(weight) and weight >= 0):
+        raise GAInvalidArgumentError(f"weight is {weight}: it must be finite and at least 0")
+
+
 # ====== The accumulator ======
+
+# By the parameters that have hooks, the accumulator that began a micro-batch last: the key is the id of a tensor that
+# the accumulator keeps alive.
+_last_begun: dict[int, weakref.ref[Accumulator]] = {}
 
 
 class Accumulator(_Accumulator):
@@ -268,6 +207,8 @@ class Accumulator(_Accumulator):
         **options: Any,
     ) -> None:
         self._parameters: list[Parameter] = []
+        self._isolated = isolated
+        self._folds_in_backward = fold_in_backward
         for index, parameter in enumerate(optimizer.parameters):
             if not isinstance(parameter, Parameter):
                 raise GAInvalidArgumentError(
@@ -276,23 +217,26 @@ class Accumulator(_Accumulator):
                 )
             self._parameters.append(parameter)
         super().__init__(optimizer, loss_reduction=loss_reduction, isolated=isolated, **options)
-        self.isolated = isolated
         self._open: MicroBatch | None = None
         self._pointers: Any = (c_void_p * len(self._parameters))()
         this = weakref.ref(self)
-        self._hooks = [
-            parameter.source.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                _folding(this, index)
-            )
-            for index, parameter in enumerate(self._parameters)
-            if fold_in_backward and parameter.source.requires_grad
-        ]
+        self._begun = {id(parameter.source): this for parameter in self._parameters}
+        hooks: list[Any] = []
+        self._let_go = weakref.finalize(self, _let_go, hooks, self._begun)
+        self._let_go.atexit = False
+        for index, parameter in enumerate(self._parameters):
+            source: Any = parameter.source
+            if fold_in_backward and source.requires_grad:
+                hooks.append(source.register_post_accumulate_grad_hook(_folding(this, index)))
+
+    @property
+    def isolated(self) -> bool:
+        """Whether a micro-batch is added when it is committed, as it was created."""
+        return self._isolated
 
     def close(self) -> None:
         """Frees the handle, and leaves the model's gradients to PyTorch again."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._let_go()
         super().close()
 
     # ------ micro-batches ------
@@ -300,22 +244,39 @@ class Accumulator(_Accumulator):
     def micro_batch(self, weight: float | None = None, *, loss_scale: float | None = None) -> MicroBatch:
         """Begins a micro-batch: the gradients of every backward until its end belong to it.
 
-        weight: the samples or tokens that its loss stands for; None to give it later by set_weight(). loss_scale: what
-        the loop multiplies losses by before backward, for gradients to be divided by; None for the scale of the loss
-        scaler, which the micro-batch's backward() and scale() multiply by, or for 1 if there is none.
+        weight: the samples or tokens that its loss stands for; None to give it by the micro-batch's set_weight(). Where
+        losses are means, that takes isolated mode or fold_in_backward=False, as gradients are multiplied by it.
+        loss_scale: what the loop multiplies losses by before backward, for gradients to be divided by; None for the
+        scale of the loss scaler, which the micro-batch's backward() and scale() multiply by, or for 1 if there is none.
         """
+        if weight is None and self.loss_reduction == "mean" and self._folds_in_backward and not self._isolated:
+            raise GAStateError(
+                "micro_batch: weight is None, and a mean's gradient is multiplied by it when backward has made it: "
+                "give the weight now, or create the accumulator with isolated=True, fold_in_backward=False or "
+                "loss_reduction='sum' to give it by set_weight()"
+            )
         return MicroBatch(self, weight, loss_scale)
+
+    def set_weight(self, micro_batch: int, weight: float) -> None:
+        if self._open is not None and self._open.number == micro_batch:
+            self._open.set_weight(weight)
+        else:
+            super().set_weight(micro_batch, weight)
 
     def accumulate(self, loss: Any, weight: float | None = None) -> None:
         """Runs backward from a loss as a micro-batch of its own."""
         with self.micro_batch(weight) as micro_batch:
             micro_batch.backward(loss)
 
-    def collect(self, weight: float | None, *, loss: float = 0.0, loss_scale: float = 1.0) -> None:
+    def collect(self, weight: float | None, *, loss: float | None = None, loss_scale: float = 1.0) -> None:
         """Adds the gradients that backward has left in .grad as a micro-batch, in one call, and frees them.
 
-        loss_scale: what the loss was multiplied by before backward.
+        weight: None, where losses are sums, to give it by set_weight(). loss: for the report. loss_scale: what the loss
+        was multiplied by before backward.
         """
+        if weight is None and self.loss_reduction == "mean":
+            raise GAStateError("collect: weight is None, and that of a mean is part of its gradient: give it now")
+        self._require_loss("collect", loss, weight)
         left = [parameter.source.grad for parameter in self._parameters]
         self._clear_gradients()
         try:
@@ -413,6 +374,7 @@ class Accumulator(_Accumulator):
 
     def _add(self, index: int, gradient: torch.Tensor) -> None:
         assert self._open is not None
+        self._open._has_gradients = True
         self._open._require_scaled(self._parameters[index].name)
         scale = self._open._scale
         if scale == 0:  # a mean over nothing is no number
@@ -425,7 +387,7 @@ class Accumulator(_Accumulator):
             )
 
     def _dtype_of(self, index: int, gradient: torch.Tensor) -> DType:
-        dtype = _DTYPES.get(gradient.dtype)
+        dtype = DTYPES.get(gradient.dtype)
         if dtype is None:
             raise GADTypeError(
                 f"{self._parameters[index].name}.grad is {gradient.dtype}: float32, bfloat16 or float16 is needed"
@@ -434,6 +396,14 @@ class Accumulator(_Accumulator):
 
     def _give(self, micro_batch: MicroBatch) -> None:
         """Adds the gradients that are still in .grad, and the loss and the weight of the micro-batch."""
+        weight, loss = micro_batch.weight, micro_batch.loss
+        self._require_gradients(micro_batch)
+        self._require_loss(f"commit of micro-batch {micro_batch.number}", loss, weight)
+        if weight is None and self.loss_reduction == "mean":
+            raise GAStateError(
+                f"commit: the weight of micro-batch {micro_batch.number} is missing, and that of a mean is part of its "
+                "gradient: call its set_weight() first"
+            )
         left = [
             (index, self._parameters[index].gradient(parameter.source.grad))
             for index, parameter in enumerate(self._parameters)
@@ -450,13 +420,46 @@ class Accumulator(_Accumulator):
             for index, gradient in left:
                 self._add(index, gradient)
         dtype = next(iter(dtypes)) if len(dtypes) == 1 else DType.FLOAT32
-        loss = micro_batch.loss
-        if micro_batch.weight == 0 or not (self.isolated or math.isfinite(loss)):
-            loss = 0.0  # of the gradients that it has made, the step finds that they are not finite
-        weight = _ffi.WEIGHT_LATER if micro_batch.weight is None else micro_batch.weight
-        scale = micro_batch.loss_scale
-        lib.ga_accumulate_scaled_gradients(self.handle, pointers, len(pointers), dtype, scale, loss, weight)
+        if weight == 0:
+            loss = 0.0  # of nothing
+        elif loss is None:
+            self._untold_loss = None
+        elif not (self._isolated or math.isfinite(loss)):
+            # The library refuses it, but backward was run. What gradients that has made, the step finds out.
+            self._untold_loss = None if self._untold_loss is None else self._untold_loss + loss
+            loss = 0.0
+        is_later = weight is None or micro_batch._is_weight_of_commit
+        lib.ga_accumulate_scaled_gradients(
+            self.handle,
+            pointers,
+            len(pointers),
+            dtype,
+            micro_batch.loss_scale,
+            loss or 0.0,
+            _ffi.WEIGHT_LATER if is_later else weight,
+        )
         self._clear_gradients()
+
+    def _require_gradients(self, micro_batch: MicroBatch) -> None:
+        """Errors: GAStateError if backward has reached no parameter, and the micro-batch is aborted."""
+        if micro_batch.weight == 0 or micro_batch._has_gradients:
+            return
+        if any(parameter.source.grad is not None for parameter in self._parameters):
+            return
+        micro_batch.abort()
+        require_in_their_models(self._parameters)
+        raise GAStateError(
+            f"commit: no parameter has got a gradient in micro-batch {micro_batch.number}, which is aborted: run "
+            "backward in it, from a loss of the model that the parameters are of (torch.autograd.grad() leaves nothing "
+            "in .grad), or give it the weight 0"
+        )
+
+    def _require_loss(self, operation: str, loss: float | None, weight: float | None) -> None:
+        if loss is None and weight != 0 and self._max_loss_z_score > 0:
+            raise GAStateError(
+                f"{operation}: loss is None, and max_loss_z_score {self._max_loss_z_score:g} is a limit to it: run the "
+                "micro-batch's backward(loss), or assign its loss before its end"
+            )
 
     def _after(self, report: Report) -> Report:
         if report.outcome == Outcome.APPLIED:
@@ -466,6 +469,7 @@ class Accumulator(_Accumulator):
     def _require_in_place(self) -> None:
         for parameter in self._parameters:
             parameter.require_in_place()
+        require_in_their_models(self._parameters)
 
     def _require_no_gradients(self) -> None:
         for parameter in self._parameters:
@@ -475,9 +479,41 @@ class Accumulator(_Accumulator):
                     "free it by zero_grad()"
                 )
 
+    def _require_alone(self) -> None:
+        """Errors: GAStateError if another accumulator's micro-batch is open, which would take the gradients."""
+        other = self._other_open()
+        if other is not None:
+            # In a cycle with its micro-batch, one that nobody has any more lives until this.
+            other = None
+            gc.collect()
+            other = self._other_open()
+        if other is not None and other._open is not None:
+            raise GAStateError(
+                f"micro_batch: micro-batch {other._open.number} of another accumulator over the same parameters is "
+                "open, and a gradient goes into one window: end it, or drop it by that accumulator's zero() or close()"
+            )
+        _last_begun.update(self._begun)
+
+    def _other_open(self) -> Accumulator | None:
+        references = {id(reference): reference for reference in map(_last_begun.get, self._begun)}
+        for reference in references.values():
+            other = None if reference is None else reference()
+            if other is not None and other is not self and other._open is not None:
+                return other
+        return None
+
     def _clear_gradients(self) -> None:
         for parameter in self._parameters:
             parameter.source.grad = None
+
+
+def _let_go(hooks: list[Any], begun: dict[int, weakref.ref[Accumulator]]) -> None:
+    """Leaves a model to PyTorch, or to other accumulators."""
+    for hook in hooks:
+        hook.remove()
+    for key, accumulator in begun.items():
+        if _last_begun.get(key) is accumulator:
+            del _last_begun[key]
 
 
 def _folding(accumulator: weakref.ref[Accumulator], index: int) -> Callable[[torch.Tensor], None]:
