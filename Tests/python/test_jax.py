@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Any
 
 import gradaccum as ga
@@ -12,6 +14,8 @@ jax = pytest.importorskip("jax", reason="JAX is not installed")
 jnp = jax.numpy
 
 import gradaccum.jax as gaj  # noqa: E402
+
+from support import in_new_process  # noqa: E402
 
 LR, CUTS = 1e-2, (5, 1, 2)
 
@@ -170,8 +174,84 @@ def test_mistakes_are_named():
         accumulator.accumulate({"a": jnp.zeros(2), "b": jnp.zeros(3, jnp.int32)}, weight=1)
     with pytest.raises(ga.GAShapeError, match="shape"):
         accumulator.accumulate({"a": jnp.zeros(3), "b": jnp.zeros(3)}, weight=1)
-    with pytest.raises(ga.GADTypeError, match="int32"):
-        gaj.Accumulator({"a": jnp.zeros(2, jnp.int32)}, sgd)
+    for dtype in (np.int32, np.float64, np.uint16, np.complex64):
+        bad = np.zeros(2, dtype)
+        for path, params in (("['a'][1]", {"a": [np.zeros(2, np.float32), bad]}), ("", bad)):
+            with pytest.raises(ga.GADTypeError, match=re.escape(f"params{path} is {np.dtype(dtype)}: convert it")):
+                gaj.Accumulator(params, sgd)
+    with pytest.raises(ga.GADTypeError, match=r"gradients\['b'\] is float64"):
+        accumulator.accumulate({"a": jnp.zeros(2), "b": np.zeros(3)}, weight=1)
+    for optimizer, words in (
+        (lambda leaves: ga.SGD([leaves[0], ga.zeros((3,))]), r"parameters\[1\] of the optimizer is a tensor of else"),
+        (lambda leaves: None, "optimizer is a function that returns NoneType"),
+        (ga.SGD([ga.zeros((2,))]), "optimizer is a SGD: give a function"),
+    ):
+        with pytest.raises(ga.GAInvalidArgumentError, match=words):
+            gaj.Accumulator({"a": jnp.zeros(2)}, optimizer)
+    accumulator.accumulate({"a": jnp.zeros(2), "b": jnp.zeros(3)}, weight=1)
+    with pytest.raises(ga.GAStateError, match="has taken the step, see last_report"):
+        accumulator.step()
+
+
+def test_loss_that_nobody_gave_is_none_in_the_report():
+    accumulator = gaj.Accumulator(parameters(), sgd, accumulation_steps=2)
+    for losses in ((1.0, None), (None, None), (1.0, 3.0), (None, 1.0), (2.0, 2.0)):
+        for loss in losses:
+            gradients = loss_and_gradients(accumulator.params, *batch(0))[1]
+            accumulator.accumulate(gradients, weight=8, loss=loss)
+        assert accumulator.last_report.loss == (None if None in losses else 2.0)
+    limited = gaj.Accumulator(parameters(), sgd, max_loss_z_score=3)
+    with pytest.raises(ga.GAStateError, match="loss is None, and max_loss_z_score 3"):
+        limited.accumulate(gradients, weight=8)
+    limited.accumulate(gradients, weight=8, loss=1.0)
+    assert limited.last_report.loss == 1
+
+
+def sharding_after_an_update() -> list[list[Any]]:
+    """In a process with several devices: of parameters before and after, and whether they are committed."""
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    devices = jax.devices()
+    spread = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+    params = [
+        jax.device_put(jnp.zeros((4, 3)), spread),
+        jax.device_put(jnp.zeros(3, jnp.bfloat16), devices[2]),
+        jnp.zeros(3),
+        np.zeros(3, np.float32),
+    ]
+    accumulator = gaj.Accumulator(params, lambda leaves: ga.SGD(leaves, lr=1.0))
+    accumulator.accumulate(jax.tree.map(jnp.ones_like, params), weight=1)
+    assert all((leaf == -1).all() for leaf in accumulator.params)
+    return [
+        [str(getattr(before, "sharding", after.sharding)), str(after.sharding), str(after.dtype)]
+        for before, after in zip(params, accumulator.params)
+    ]
+
+
+def test_parameters_stay_on_their_devices():
+    found = in_new_process(sharding_after_an_update, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert all(before == after for before, after, _ in found)
+    assert "NamedSharding" in found[0][0] and [dtype for _, _, dtype in found] == [
+        "float32", "bfloat16", "float32", "float32"
+    ]
+
+
+def error_of_an_old_version() -> str:
+    """In a process of its own, whose JAX has lost what 0.4.25 has."""
+    for name in [name for name in sys.modules if name.startswith("gradaccum.jax")]:
+        del sys.modules[name]
+    del jax.tree
+    jax.__version__ = "0.4.1"
+    try:
+        import gradaccum.jax  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return "none"
+
+
+def test_jax_that_is_too_old_is_named():
+    said = in_new_process(error_of_an_old_version)
+    assert said == "gradaccum.jax needs JAX 0.4.25 or later, and this is 0.4.1: pip install 'jax>=0.4.25'"
 
 
 def test_jax_arrays_are_read_only_tensors():

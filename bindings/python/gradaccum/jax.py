@@ -24,10 +24,15 @@ import numpy as np
 
 from .accumulator import Accumulator as _Accumulator
 from .accumulator import Tail
-from .errors import GADTypeError, GAInvalidArgumentError, GAShapeError
+from .errors import GADTypeError, GAInvalidArgumentError, GAShapeError, GAStateError
 from .optim import Optimizer
 from .report import Outcome, Report
 from .tensor import DType, Tensor, numpy_dtype_of, tensor
+
+if not hasattr(jax, "tree"):
+    raise ImportError(
+        f"gradaccum.jax needs JAX 0.4.25 or later, and this is {jax.__version__}: pip install 'jax>=0.4.25'"
+    )
 
 _FLOATS = (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16)
 
@@ -36,7 +41,7 @@ class Accumulator(_Accumulator):
     """gradaccum.Accumulator for a pytree of parameters; the options are the same.
 
     params: a pytree of arrays of float32, bfloat16 or float16. The library keeps them in float32, and `params` is in
-    their own types.
+    their own types, on their own devices and with their own sharding.
     optimizer: makes an optimizer of this package from the leaves, which are tensors in the order of jax.tree.leaves and
     are named by their paths.
     loss_reduction: what gradients and losses stand for, "mean", as of a mean loss, or "sum", over their weight.
@@ -54,23 +59,41 @@ class Accumulator(_Accumulator):
         self._structure: Any
         leaves, self._structure = jax.tree_util.tree_flatten_with_path(params)
         self._names = [jax.tree_util.keystr(path) for path, _ in leaves]
-        arrays = [self._array(name, leaf) for name, (_, leaf) in zip(self._names, leaves)]
+        arrays = [self._array(f"params{name}", leaf) for name, (_, leaf) in zip(self._names, leaves)]
+        self._shardings = [getattr(leaf, "sharding", None) for _, leaf in leaves]
         self._dtypes = [array.dtype for array in arrays]
         self._leaves = [
             tensor(array.astype(np.float32)).set_name(name) for name, array in zip(self._names, arrays)
         ]
-        super().__init__(optimizer(self._leaves), loss_reduction=loss_reduction, **options)
+        made = self._optimizer_of(optimizer)
         positions = {id(leaf): position for position, leaf in enumerate(self._leaves)}
-        self._order = [positions[id(leaf)] for leaf in self.optimizer.parameters]
+        for index, parameter in enumerate(made.parameters):
+            if id(parameter) not in positions:
+                raise GAInvalidArgumentError(
+                    f"parameters[{index}] of the optimizer is a tensor of elsewhere: make the optimizer of the leaves "
+                    "that its function is called with"
+                )
+        super().__init__(made, loss_reduction=loss_reduction, **options)
+        self._order = [positions[id(leaf)] for leaf in made.parameters]
         self._params = params
         self._exchanges = 0
+
+    def _optimizer_of(self, make: Callable[[list[Tensor]], Optimizer]) -> Optimizer:
+        made = make(self._leaves) if callable(make) else make
+        if callable(make) and isinstance(made, Optimizer):
+            return made
+        given = f"function that returns {type(made).__name__}" if callable(make) else type(make).__name__
+        raise GAInvalidArgumentError(
+            f"optimizer is a {given}: give a function that makes one of the leaves, such as "
+            "lambda leaves: ga.AdamW(leaves, lr=3e-4)"
+        )
 
     @staticmethod
     def _array(name: str, leaf: Any) -> np.ndarray:
         """The elements of an array of JAX where they are, which on the CPU takes no copy."""
         array = np.asarray(leaf)
-        if numpy_dtype_of(array) not in _FLOATS or array.dtype == np.uint16:
-            raise GADTypeError(f"{name} is {array.dtype}: float32, bfloat16 or float16 is needed")
+        if not _is_float(array):
+            raise GADTypeError(f"{name} is {array.dtype}: convert it to float32, bfloat16 or float16")
         return array
 
     @property
@@ -79,31 +102,41 @@ class Accumulator(_Accumulator):
         if self._params is None or self._exchanges != self.optimizer._exchanges:
             self._exchanges = self.optimizer._exchanges
             arrays = [
-                jax.numpy.array(np.asarray(leaf), dtype=dtype, copy=True)
-                for leaf, dtype in zip(self._leaves, self._dtypes)
+                _placed(jax.numpy.array(np.asarray(leaf), dtype=dtype, copy=True), sharding)
+                for leaf, dtype, sharding in zip(self._leaves, self._dtypes, self._shardings)
             ]
             self._params = jax.tree_util.tree_unflatten(self._structure, arrays)
         return self._params
 
     def accumulate(  # type: ignore[override]
-        self, gradients: Any, weight: float | None, loss: Any = 0.0, *, loss_scale: float = 1.0
+        self, gradients: Any, weight: float | None, loss: Any = None, *, loss_scale: float = 1.0
     ) -> None:
         """Adds a pytree of gradients as a micro-batch.
 
-        weight: the samples or tokens that they stand for; None to give it later. loss: for the report. loss_scale: what
-        the loss was multiplied by before its gradients were taken, such as window().loss_scale with a loss scaler.
+        weight: the samples or tokens that they stand for; None to give it later. loss: for the report, which
+        has none of the window otherwise. loss_scale: what the loss was multiplied by before its gradients were taken,
+        such as window().loss_scale with a loss scaler.
         """
         leaves, structure = jax.tree_util.tree_flatten(gradients)
         if structure != self._structure:
             raise GAShapeError(
                 f"gradients have the structure {structure}, and the parameters {self._structure}"
             )
-        arrays = [self._array(f"the gradient of {name}", leaf) for name, leaf in zip(self._names, leaves)]
+        arrays = [self._array(f"gradients{name}", leaf) for name, leaf in zip(self._names, leaves)]
         kinds = {array.dtype for array in arrays}
         if len(kinds) > 1:
             arrays = [array.astype(np.float32) for array in arrays]
         in_order = [arrays[position] for position in self._order]
-        self.accumulate_gradients(in_order, float(loss), weight, scale=loss_scale)
+        if loss is None and weight != 0 and self._max_loss_z_score > 0:
+            raise GAStateError(
+                f"accumulate: loss is None, and max_loss_z_score {self._max_loss_z_score:g} is a limit to it: give the "
+                "loss, as jax.value_and_grad() has it"
+            )
+        if self._open is None and self.window().micro_batches == 0:
+            self._untold_loss = 0.0
+        self.accumulate_gradients(in_order, 0.0 if loss is None else float(loss), weight, scale=loss_scale)
+        if loss is None and weight != 0:
+            self._untold_loss = None
         if weight is not None:
             self._step_if_due()
 
@@ -152,3 +185,16 @@ class Accumulator(_Accumulator):
         if report.outcome == Outcome.APPLIED:
             self._params = None
         return report
+
+
+def _is_float(array: np.ndarray) -> bool:
+    """Whether the library adds up arrays of its type. uint16, which it reads as bfloat16, is integers to JAX."""
+    try:
+        return array.dtype != np.uint16 and numpy_dtype_of(array) in _FLOATS
+    except GADTypeError:
+        return False
+
+
+def _placed(array: Any, sharding: Any) -> Any:
+    """An array where one lay in the place of which it comes; on the default device it stays uncommitted."""
+    return array if sharding is None or array.sharding == sharding else jax.device_put(array, sharding)
