@@ -270,11 +270,13 @@ def test_a_micro_batch_that_is_over_touches_no_other():
     accumulator.zero()
     current = accumulator.micro_batch()
     accumulator.accumulate_gradients([np.ones(weight.shape, np.float32)], 0.0, 1.0)
-    for call in (stale.commit, stale.abort):
+    for call in (stale.commit, stale.abort, lambda: stale.backward(ga.sum(weight))):
         with pytest.raises(ga.GAStateError, match="micro-batch 0 is not open"):
             call()
     assert accumulator.window().micro_batches == 0
     current.commit()
+    with pytest.raises(ga.GAStateError, match="backward: micro-batch 0 is not open"):
+        current.backward(ga.sum(weight))
     assert accumulator.window().micro_batches == 1
     with accumulator.micro_batch():
         accumulator.zero()

@@ -90,6 +90,18 @@ def test_micro_batch_of_frozen_parameters_is_an_error():
     assert accumulator.last_report.update_count == 1
 
 
+def test_backward_of_a_micro_batch_that_is_over_is_refused():
+    model = model_of()
+    accumulator = sgd(model)
+    with accumulator.micro_batch(weight=6) as over:
+        over.backward(loss_of(model))
+    with accumulator.micro_batch(weight=2) as current:
+        with pytest.raises(ga.GAStateError, match="backward: micro-batch 0 is not open"):
+            over.backward(loss_of(model))
+        current.backward(loss_of(model))
+    assert all(x.grad is None for x in model.parameters())
+
+
 # ====== Parameters that were replaced ======
 
 

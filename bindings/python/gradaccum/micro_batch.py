@@ -45,6 +45,7 @@ class MicroBatch:
     def backward(self, loss: Any) -> None:
         """Runs backward from a scalar loss and adds the gradients. Of several losses that are sums, the weight is that
         of all together; of means there is one."""
+        self._require_this_open("backward")
         if self._has_loss and self._accumulator.loss_reduction == "mean":
             raise GAStateError(
                 "backward: the micro-batch has its loss, and the mean of two means would need the weight of each: add "
@@ -91,6 +92,11 @@ class MicroBatch:
 
     def _require_open(self, operation: str) -> None:
         if self._accumulator._open not in (None, self):  # of none, the library says it
+            raise GAStateError(f"{operation}: micro-batch {self.number} is not open: begin another")
+
+    def _require_this_open(self, operation: str) -> None:
+        """Errors: GAStateError if it has ended: another, or one of its own, would get what is meant for it."""
+        if self._accumulator._open is not self:
             raise GAStateError(f"{operation}: micro-batch {self.number} is not open: begin another")
 
     def __enter__(self: _Self) -> _Self:

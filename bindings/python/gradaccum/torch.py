@@ -148,6 +148,7 @@ class MicroBatch(_MicroBatch):
 
     def backward(self, loss: torch.Tensor) -> None:
         """Runs backward from a loss, times the loss scale, and notes its value for the report."""
+        self._require_this_open("backward")
         reduction = getattr(loss.grad_fn, "_saved_reduction", None)
         is_mean = reduction == 1 or (
             loss.grad_fn is not None and loss.grad_fn.name().startswith("MeanBackward")
