@@ -20,7 +20,7 @@ from gradaccum import _ffi
 ROOT = Path(__file__).resolve().parents[2]
 
 # The same library, whose functions return their status instead of raising.
-raw = _ffi.declare(ctypes.CDLL(_ffi.lib._name), None)
+raw = _ffi.declare(ctypes.CDLL(_ffi.lib._name), is_checked=False)
 
 OK = 0
 INVALID_ARGUMENT, SHAPE, DTYPE, STATE, OUT_OF_MEMORY = -1, -2, -3, -4, -5

@@ -4,6 +4,7 @@ bfloat16 of ml_dtypes."""
 from __future__ import annotations
 
 import gc
+from array import array
 
 import gradaccum as ga
 import numpy as np
@@ -285,3 +286,100 @@ def test_arrays_of_one_call_are_those_of_none_before():
         for i in range(3):
             assert (accumulator.accumulated_gradient(i).numpy() == number + i).all()
         accumulator.zero()
+
+
+# ====== What is no array's own memory ======
+
+
+class WithArray:
+    """Makes an array whenever it is asked."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(2, np.float32)
+
+
+class WithInterface:
+    def __init__(self, array):
+        self.array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+@pytest.mark.parametrize(
+    "x", [[np.float32(1.0)], (1.0, 2.0), np.float32(1.0), 1.0, None, "3", WithArray(), ga.zeros((2,))], ids=repr
+)
+def test_what_numpy_would_copy_is_not_shared(x):
+    with pytest.raises(ga.GADTypeError, match=r"use tensor\(\)"):
+        ga.from_numpy(x)
+
+
+def test_what_has_an_array_interface_or_a_buffer_is_shared():
+    source = np.zeros(3, np.float32)
+    buffer = array("f", [0, 0, 0])
+    for x, seen in ((WithInterface(source), source), (memoryview(source), source), (buffer, buffer)):
+        ga.from_numpy(x).fill_(7)
+        assert list(seen) == [7, 7, 7]
+        ga.from_numpy(x).fill_(0)
+    assert ga.from_numpy(memoryview(b"12345678").cast("f")).read_only
+
+
+def test_masked_arrays_are_refused():
+    x = np.ma.masked_array(np.ones(3, np.float32), [False, True, False])
+    weights = ga.zeros((3,), requires_grad=True)
+    accumulator = ga.Accumulator(ga.SGD([weights]))
+    micro_batch = accumulator.micro_batch()
+    for call in (
+        lambda: ga.from_numpy(x),
+        lambda: ga.tensor(x),
+        lambda: weights.copy_(x),
+        lambda: accumulator.accumulate_gradients([x], 0.0, 1.0),
+        lambda: accumulator.accumulate_gradient(0, x),
+        lambda: ga.LossScaler().unscale([x], 2.0),
+    ):
+        with pytest.raises(ga.GADTypeError, match=r"mask.*filled\(\)"):
+            call()
+    micro_batch.abort()
+
+
+def test_strides_below_0_are_refused_with_what_to_do():
+    with pytest.raises(ga.GAInvalidArgumentError, match=r"-4.*ascontiguousarray.*tensor\(\)"):
+        ga.from_numpy(np.zeros(3, np.float32)[::-1])
+
+
+# ====== bfloat16 in other types ======
+
+
+def test_bfloat16_in_another_byte_order_is_refused():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x = np.ones(3, np.dtype(ml_dtypes.bfloat16).newbyteorder(">"))
+    accumulator = ga.Accumulator(ga.SGD([ga.zeros((3,), requires_grad=True)]))
+    micro_batch = accumulator.micro_batch()
+    for call in (
+        lambda: ga.from_numpy(x),
+        lambda: ga.tensor(x),
+        lambda: accumulator.accumulate_gradients([x], 0.0, 1.0),
+        lambda: accumulator.accumulate_gradient(0, x),
+        lambda: ga.LossScaler().unscale([x], 2.0),
+    ):
+        with pytest.raises(ga.GADTypeError, match="bfloat16 in the byte order of another machine.*astype"):
+            call()
+    micro_batch.abort()
+    assert ga.tensor(x, dtype=ga.float32).numpy().tolist() == [1, 1, 1]
+    assert np.asarray(ga.tensor(x, dtype=ga.bfloat16), ml_dtypes.bfloat16).tolist() == [1, 1, 1]
+    assert ga.zeros((3,), dtype=ga.bfloat16).copy_(x).numpy().tolist() == [0x3F80] * 3
+    back = np.asarray(ga.tensor([1.0, 2.0], dtype=ga.bfloat16), x.dtype)
+    assert back.dtype == x.dtype and back.tobytes() == bytes([0x3F, 0x80, 0x40, 0x00])
+
+
+def test_numbers_are_rounded_to_bfloat16_and_read_as_what_they_are():
+    values = [1.5, -2.0, 1 + 2**-9]
+    for made in (
+        ga.tensor(values, dtype=ga.bfloat16),
+        ga.zeros((3,), dtype=ga.bfloat16).copy_(values),
+        ga.tensor(np.array(values, np.float16), dtype=ga.bfloat16),
+    ):
+        assert made.numpy().tolist() == [0x3FC0, 0xC000, 0x3F80]
+        for dtype in (np.float64, np.float32, np.float16):
+            read = np.asarray(made, dtype)
+            assert read.tolist() == [1.5, -2.0, 1.0] and read.dtype == dtype
+    assert ga.tensor([0x3FC0], dtype=ga.bfloat16).numpy().tolist() == [0x3FC0]
+    assert np.asarray(ga.tensor(1.5, dtype=ga.bfloat16), np.float32).shape == ()

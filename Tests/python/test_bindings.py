@@ -101,8 +101,11 @@ def test_table_has_the_functions_of_the_header_in_its_order():
 @pytest.mark.parametrize("name", HEADER.functions)
 def test_prototype_is_that_of_the_header(name):
     function = HEADER.functions[name]
-    restype, argtypes = _ffi.PROTOTYPES[name]
-    assert list(argtypes) == [ctype_of(x.type) for x in function.parameters]
+    restype, argtypes, names = _ffi.PROTOTYPES[name]
+    assert [_ffi.ctype(kind) for kind in argtypes] == [ctype_of(x.type) for x in function.parameters]
+    tensors = [x.type.replace("const ", "") == "ga_tensor *" for x in function.parameters]
+    assert [kind is _ffi.TENSOR for kind in argtypes] == tensors
+    assert names.split() == [x.name for x in function.parameters]
     expected = {"void": None, "const char *": c_char_p, "int32_t": c_int32, "int64_t": c_int64}
     expected["ga_status"] = _ffi._Status
     assert restype is expected[function.returns]

@@ -1,11 +1,16 @@
 """Gradient checkpointing from Python: a block of C calls back into the interpreter."""
 
+import ctypes
 import gc
 
 import gradaccum as ga
 import numpy as np
 import pytest
+from gradaccum import _ffi
 from gradaccum import checkpointing as module
+from gradaccum.tensor import handles_of
+
+from support import OK, raw
 
 
 def parameters():
@@ -53,23 +58,92 @@ def test_an_exception_of_the_block_reaches_the_caller():
     assert not module._blocks
 
 
-def test_an_exception_in_the_second_run_is_an_error_of_accumulate():
+class FailsLater:
+    """A block that raises when backward runs it again."""
+
+    def __init__(self, error, block=lambda h: ga.multiply(h, h)):
+        self.error, self.block, self.runs = error, block, 0
+
+    def __call__(self, h):
+        self.runs += 1
+        if self.runs > 1:
+            raise self.error
+        return self.block(h)
+
+
+ERRORS = [KeyError("not again"), KeyboardInterrupt(), SystemExit(3), ga.GAShapeError("mine"), ga.GALibraryError("mine")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+@pytest.mark.parametrize("call", ["accumulate", "gradients"])
+def test_an_exception_in_the_second_run_comes_out_of_backward(error, call):
     weight, bias = parameters()
     accumulator = ga.Accumulator(ga.SGD([weight, bias], lr=0.1))
-    runs = []
+    error.__cause__ = cause = OSError("why")
 
-    def fails_later(h):
-        runs.append(h)
-        if len(runs) > 1:
-            raise RuntimeError("not again")
-        return ga.multiply(h, h)
+    def run(y):
+        if call == "accumulate":
+            accumulator.accumulate(y, weight=1)
+        else:
+            ga.gradients(y, [weight])
 
-    y = ga.sum(ga.checkpoint(fails_later, ga.linear(weight, weight, bias)))
-    with pytest.raises(ga.GAError, match="block returned 1"):
-        accumulator.accumulate(y, weight=1)
+    y = ga.sum(ga.checkpoint(FailsLater(error), ga.linear(weight, weight, bias)))
+    with pytest.raises(type(error)) as caught:
+        run(y)
+    assert caught.value is error and error.__cause__ is cause
+    del caught
+    error.__traceback__ = error.__context__ = None
+    del y
+    gc.collect()
+    assert not module._blocks and not _ffi._kept
+    accumulator.zero()
+    run(ga.sum(ga.checkpoint(lambda h: ga.multiply(h, h), ga.linear(weight, weight, bias))))
     accumulator.zero()
     accumulator.accumulate(ga.sum(ga.linear(weight, weight, bias)), weight=1)
     assert accumulator.step().update_count == 1
+
+
+def test_an_exception_in_the_second_run_of_a_nested_block_comes_out_of_backward():
+    weight, _ = parameters()
+    error = KeyError("inner")
+    for inner in (FailsLater(error), FailsLater(error, lambda h: ga.relu(h))):
+        inner.runs = -1  # the second run of the outer block is the inner's second first run
+        y = ga.sum(ga.checkpoint(lambda h: ga.checkpoint(inner, ga.relu(h)), ga.multiply(weight, weight)))
+        with pytest.raises(KeyError) as caught:
+            ga.gradients(y, [weight])
+        assert caught.value is error and inner.runs == 2
+        error.__traceback__ = None
+        del y, caught
+    gc.collect()
+    assert not module._blocks
+
+
+def test_what_a_block_catches_itself_does_not_come_out():
+    weight, _ = parameters()
+
+    def forgiving(h):
+        with pytest.raises(KeyError):
+            ga.checkpoint(FailsLater(KeyError(), lambda h: {}["x"]), h)
+        return ga.linear(h, ga.zeros((2, 4)))
+
+    with pytest.raises(ga.GAShapeError, match="linear"):
+        ga.checkpoint(forgiving, weight)
+
+
+def test_an_exception_of_a_call_of_c_is_not_taken_for_that_of_a_later_call():
+    weight, _ = parameters()
+    y = ga.sum(ga.checkpoint(FailsLater(KeyError("of the call of C")), ga.multiply(weight, weight)))
+    out = (ctypes.c_void_p * 1)()
+    assert raw.ga_gradients(out, y.handle, handles_of("x", [weight]), 1) != OK
+    with pytest.raises(ga.GAStateError, match="used up"):
+        ga.gradients(y, [weight])
+    assert not _ffi._kept
+
+
+def test_a_block_that_returns_no_tensor_is_refused():
+    weight, _ = parameters()
+    with pytest.raises(ga.GADTypeError, match="block returned None"):
+        ga.checkpoint(lambda h: None, weight)
 
 
 def test_linear_cross_entropy_is_the_two_in_one():

@@ -118,6 +118,31 @@ class ga_threads:
         ga.set_num_threads(self.before)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), KeyError(1), ga.GAShapeError("mine")], ids=repr)
+@pytest.mark.parametrize("function", ["rule", "skip", "retry"])
+def test_what_functions_of_the_caller_raise_comes_out_as_it_is(function, error):
+    """With its cause, and without a word about how it got here."""
+    error.__cause__ = cause = OSError("why")
+
+    def fails(*arguments):
+        raise error
+
+    weights = [ga.zeros((2,), requires_grad=True)]
+    optimizer = ga.CustomOptimizer(weights, fails) if function == "rule" else ga.SGD(weights)
+    accumulator = ga.Accumulator(
+        optimizer,
+        loss_scaler=ga.LossScaler(4.0) if function == "retry" else None,
+        skip_handler=fails if function == "skip" else None,
+        retry_handler=fails if function == "retry" else None,
+    )
+    accumulator.accumulate_gradients([np.full(2, 1 if function == "rule" else np.nan, np.float32)], 0.0, 1.0)
+    with pytest.raises(type(error)) as caught:
+        accumulator.step()
+    assert caught.value is error and error.__cause__ is cause and error.__context__ is None
+    assert not _ffi._kept and accumulator.window().micro_batches == 0
+    error.__traceback__ = None
+
+
 def test_rule_lives_as_long_as_its_optimizer():
     gc.collect()
     before = len(custom._rules)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from typing import Any
 
 import gradaccum as ga
 import numpy as np
 import pytest
+
+from support import environment
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 jnp = jax.numpy
@@ -261,6 +264,26 @@ def test_jax_arrays_are_read_only_tensors():
         with pytest.raises(ValueError, match="read-only"):
             shared.fill_(1)
     assert (jax.dlpack.from_dlpack(ga.tensor([1.0, 2.0])) == jnp.array([1.0, 2.0])).all()
+
+
+def test_an_array_that_is_spread_over_devices_is_not_shared():
+    """numpy would make a copy of it, which is of no use to anybody."""
+    program = """
+import gradaccum as ga, jax, numpy as np
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
+spread = jax.device_put(jax.numpy.ones(4), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
+try:
+    ga.from_numpy(spread)
+except ga.GADTypeError as error:
+    print(error, ga.tensor(spread).shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(XLA_FLAGS="--xla_force_host_platform_device_count=2"),
+        capture_output=True,
+        text=True,
+    )
+    assert "cannot share: use tensor()" in done.stdout and "(4,)" in done.stdout, done.stdout + done.stderr
 
 
 def test_params_are_the_averages_while_these_are_swapped_in():

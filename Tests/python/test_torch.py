@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import math
 import weakref
 from collections.abc import Callable
@@ -504,6 +505,24 @@ def test_loss_of_the_other_reduction_is_refused():
 def test_clipping_says_where_it_is_done():
     with pytest.raises(ga.GAInvalidArgumentError, match="max_grad_norm"):
         adamw(mlp()).clip_grad_norm_(1.0)
+
+
+def test_parameters_are_not_copied():
+    """A copy would lie on the memory of the first model, which a copied model has left."""
+    model = mlp()
+    accumulator = adamw(model)
+    for what in (gat.parameters(model), accumulator, accumulator.optimizer):
+        for how in (copy.deepcopy, lambda x: torch.save(x, io.BytesIO())):
+            with pytest.raises(ga.GAUnsupportedError, match="is an object of the library"):
+                how(what)
+
+
+def test_parameters_of_pytorch_are_refused_with_what_to_do():
+    for what in (mlp(), mlp().parameters(), list(mlp().parameters())):
+        with pytest.raises(ga.GADTypeError, match=r"parameters.*gradaccum\.torch\.parameters\(\)"):
+            ga.AdamW(what)
+    with pytest.raises(ga.GADTypeError, match="optimizer is .*AdamW"):
+        gat.Accumulator(torch.optim.AdamW(mlp().parameters()))
 
 
 def test_model_that_moved_is_noticed():

@@ -1,7 +1,8 @@
 """The C library through ctypes: where it is found, and the one table of its prototypes.
 
-Handles are plain addresses (c_void_p). Functions that return a status raise an exception of errors.py on a
-negative one, with the sentence of ga_last_error().
+Handles are plain addresses (c_void_p), or objects of this package. Functions that return a status raise an exception of
+errors.py on a negative one, with the sentence of ga_last_error(), or what a function of the caller has raised meanwhile;
+and an exception of errors.py on arguments that are not of their types.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
+from collections.abc import Callable
 from ctypes import (
     CFUNCTYPE,
     POINTER,
@@ -24,9 +26,11 @@ from ctypes import (
     c_void_p,
 )
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
-from .errors import BY_STATUS, GAError, GALibraryError
+from ._arguments import KINDS, TENSOR, explain
+from .errors import BY_STATUS, GAError, GAInternalError, GALibraryError
 
 ABI_VERSION = 1
 SONAME = "libgradaccum.so.1"
@@ -69,7 +73,15 @@ class _Sized(Structure):
     _defaults_: tuple[tuple[str, float], ...] = ()
 
     def __init__(self, **fields: Any) -> None:
+        if fields:
+            self._check(fields)
         super().__init__(**{**dict(self._defaults_), "struct_size": ctypes.sizeof(type(self)), **fields})
+
+    def _check(self, fields: dict[str, Any]) -> None:
+        """ctypes does not look at the size of integers, and calls no field by its name."""
+        for field in self._fields_:
+            if field[0] in fields and field[1] in KINDS:
+                KINDS[field[1]].checked(field[0], fields[field[0]])
 
 
 class Memory(_Sized):
@@ -487,7 +499,8 @@ UpdateFn = CFUNCTYPE(
 SkipFn = CFUNCTYPE(c_int32, POINTER(Report), c_void_p)
 RetryFn = CFUNCTYPE(c_int32, POINTER(Report), c_void_p)
 
-_handle = c_void_p  # a ga_tensor *, ga_optimizer * or other object of the library
+_handle = c_void_p  # a ga_optimizer * or other object of the library
+_tensor = TENSOR  # a ga_tensor *
 _handles = POINTER(c_void_p)  # an array of them, or the address that one is written to
 _int32s = POINTER(c_int32)
 _int64s = POINTER(c_int64)
@@ -498,176 +511,238 @@ class _Status:
     """Marks the restype of functions that return a status and are checked."""
 
 
-Prototype = tuple[Any, tuple[Any, ...]]
+# What is returned, the types of parameters, and their names.
+Prototype = tuple[Any, tuple[Any, ...], str]
 
 PROTOTYPES: dict[str, Prototype] = {
-    "ga_version": (c_char_p, ()),
-    "ga_abi_version": (c_int32, ()),
-    "ga_status_name": (c_char_p, (_status,)),
-    "ga_last_error": (c_char_p, ()),
+    "ga_version": (c_char_p, (), ""),
+    "ga_abi_version": (c_int32, (), ""),
+    "ga_status_name": (c_char_p, (_status,), "status"),
+    "ga_last_error": (c_char_p, (), ""),
     # Runtime
-    "ga_set_num_threads": (_Status, (c_int32,)),
-    "ga_num_threads": (_Status, (_int32s,)),
-    "ga_instruction_set": (_Status, (POINTER(c_char_p),)),
-    "ga_set_compute_dtype": (_Status, (c_int32,)),
-    "ga_compute_dtype": (_Status, (_int32s,)),
-    "ga_set_allocator": (_Status, (AllocateFn, ReleaseFn, c_void_p)),
-    "ga_memory_usage": (_Status, (POINTER(Memory),)),
-    "ga_memory_reset_peak": (_Status, ()),
-    "ga_memory_trim": (_Status, ()),
+    "ga_set_num_threads": (_Status, (c_int32,), "count"),
+    "ga_num_threads": (_Status, (_int32s,), "out"),
+    "ga_instruction_set": (_Status, (POINTER(c_char_p),), "out"),
+    "ga_set_compute_dtype": (_Status, (c_int32,), "dtype"),
+    "ga_compute_dtype": (_Status, (_int32s,), "out"),
+    "ga_set_allocator": (_Status, (AllocateFn, ReleaseFn, c_void_p), "allocate release user"),
+    "ga_memory_usage": (_Status, (POINTER(Memory),), "out"),
+    "ga_memory_reset_peak": (_Status, (), ""),
+    "ga_memory_trim": (_Status, (), ""),
     # Tensors
-    "ga_tensor_create": (_Status, (_handles, c_int32, c_int32, c_int32, _int64s)),
-    "ga_tensor_from_data": (_Status, (_handles, c_int32, c_int32, c_int32, _int64s, c_void_p)),
+    "ga_tensor_create": (_Status, (_handles, c_int32, c_int32, c_int32, _int64s), "out device dtype rank shape"),
+    "ga_tensor_from_data": (
+        _Status,
+        (_handles, c_int32, c_int32, c_int32, _int64s, c_void_p),
+        "out device dtype rank shape data",
+    ),
     "ga_tensor_wrap": (
         _Status,
         (_handles, c_int32, c_int32, c_int32, _int64s, _int64s, c_void_p, WrapReleaseFn, c_void_p),
+        "out device dtype rank shape strides data release user",
     ),
-    "ga_tensor_free": (None, (_handle,)),
-    "ga_tensor_copy_in": (_Status, (_handle, c_void_p, c_size_t)),
-    "ga_tensor_copy_out": (_Status, (_handle, c_void_p, c_size_t)),
-    "ga_tensor_data": (_Status, (_handle, POINTER(c_void_p))),
-    "ga_tensor_item": (_Status, (_handle, POINTER(c_double))),
-    "ga_tensor_dtype": (_Status, (_handle, _int32s)),
-    "ga_tensor_rank": (_Status, (_handle, _int32s)),
-    "ga_tensor_element_count": (_Status, (_handle, _int64s)),
-    "ga_tensor_shape": (_Status, (_handle, _int64s, c_int32)),
-    "ga_tensor_strides": (_Status, (_handle, _int64s, c_int32)),
-    "ga_tensor_fill": (_Status, (_handle, c_double)),
-    "ga_tensor_fill_normal": (_Status, (_handle, c_double, c_double, c_uint64)),
-    "ga_tensor_fill_uniform": (_Status, (_handle, c_double, c_double, c_uint64)),
-    "ga_tensor_set_requires_grad": (_Status, (_handle, c_int32)),
-    "ga_tensor_requires_grad": (_Status, (_handle, _int32s)),
-    "ga_tensor_set_read_only": (_Status, (_handle,)),
-    "ga_tensor_read_only": (_Status, (_handle, _int32s)),
-    "ga_tensor_set_name": (_Status, (_handle, c_char_p)),
-    "ga_tensor_detach": (_Status, (_handles, _handle)),
-    "ga_tensor_from_dlpack": (_Status, (_handles, c_void_p)),
-    "ga_tensor_from_dlpack_unversioned": (_Status, (_handles, c_void_p)),
-    "ga_tensor_to_dlpack": (_Status, (_handles, _handle, c_int32)),
-    "ga_tensor_to_dlpack_unversioned": (_Status, (_handles, _handle, c_int32)),
-    "ga_python_release": (None, (c_void_p, c_void_p)),
-    "ga_python_capsule_destroy": (None, (c_void_p,)),
+    "ga_tensor_free": (None, (_tensor,), "tensor"),
+    "ga_tensor_copy_in": (_Status, (_tensor, c_void_p, c_size_t), "tensor source size_bytes"),
+    "ga_tensor_copy_out": (_Status, (_tensor, c_void_p, c_size_t), "tensor destination size_bytes"),
+    "ga_tensor_data": (_Status, (_tensor, POINTER(c_void_p)), "tensor out"),
+    "ga_tensor_item": (_Status, (_tensor, POINTER(c_double)), "tensor out"),
+    "ga_tensor_dtype": (_Status, (_tensor, _int32s), "tensor out"),
+    "ga_tensor_rank": (_Status, (_tensor, _int32s), "tensor out"),
+    "ga_tensor_element_count": (_Status, (_tensor, _int64s), "tensor out"),
+    "ga_tensor_shape": (_Status, (_tensor, _int64s, c_int32), "tensor out capacity"),
+    "ga_tensor_strides": (_Status, (_tensor, _int64s, c_int32), "tensor out capacity"),
+    "ga_tensor_fill": (_Status, (_tensor, c_double), "tensor value"),
+    "ga_tensor_fill_normal": (_Status, (_tensor, c_double, c_double, c_uint64), "tensor mean standard_deviation seed"),
+    "ga_tensor_fill_uniform": (_Status, (_tensor, c_double, c_double, c_uint64), "tensor low high seed"),
+    "ga_tensor_set_requires_grad": (_Status, (_tensor, c_int32), "tensor requires_grad"),
+    "ga_tensor_requires_grad": (_Status, (_tensor, _int32s), "tensor out"),
+    "ga_tensor_set_read_only": (_Status, (_tensor,), "tensor"),
+    "ga_tensor_read_only": (_Status, (_tensor, _int32s), "tensor out"),
+    "ga_tensor_set_name": (_Status, (_tensor, c_char_p), "tensor name"),
+    "ga_tensor_detach": (_Status, (_handles, _tensor), "out tensor"),
+    "ga_tensor_from_dlpack": (_Status, (_handles, c_void_p), "out managed"),
+    "ga_tensor_from_dlpack_unversioned": (_Status, (_handles, c_void_p), "out managed"),
+    "ga_tensor_to_dlpack": (_Status, (_handles, _tensor, c_int32), "out tensor copy"),
+    "ga_tensor_to_dlpack_unversioned": (_Status, (_handles, _tensor, c_int32), "out tensor copy"),
+    "ga_python_release": (None, (c_void_p, c_void_p), "data object"),
+    "ga_python_capsule_destroy": (None, (c_void_p,), "capsule"),
     "ga_python_array_addresses": (
         c_int64,
         (_handles, c_void_p, c_int64, _int64s, c_void_p, c_void_p, c_int64),
+        "addresses arrays count shapes dtype type head_bytes",
     ),
-    "ga_scope_open": (_Status, (_handles,)),
-    "ga_scope_close": (_Status, (_handle, _handles, c_int64)),
+    "ga_scope_open": (_Status, (_handles,), "out"),
+    "ga_scope_close": (_Status, (_handle, _handles, c_int64), "scope keep keep_count"),
     # Operations
-    "ga_add": (_Status, (_handles, _handle, _handle)),
-    "ga_subtract": (_Status, (_handles, _handle, _handle)),
-    "ga_multiply": (_Status, (_handles, _handle, _handle)),
-    "ga_divide": (_Status, (_handles, _handle, _handle)),
-    "ga_matmul": (_Status, (_handles, _handle, _handle)),
-    "ga_linear": (_Status, (_handles, _handle, _handle, _handle)),
-    "ga_layer_norm": (_Status, (_handles, _handle, _handle, _handle, c_double)),
-    "ga_gelu": (_Status, (_handles, _handle, c_int32)),
-    "ga_relu": (_Status, (_handles, _handle)),
-    "ga_softmax": (_Status, (_handles, _handle, c_int32)),
-    "ga_cross_entropy": (_Status, (_handles, _handle, _handle, c_int64, c_int32)),
-    "ga_linear_cross_entropy": (_Status, (_handles, _handle, _handle, _handle, c_int64, c_int32)),
-    "ga_mse": (_Status, (_handles, _handle, _handle, c_int32)),
-    "ga_embedding": (_Status, (_handles, _handle, _handle)),
-    "ga_causal_attention": (_Status, (_handles, _handle, _handle, _handle, c_int32)),
-    "ga_reshape": (_Status, (_handles, _handle, c_int32, _int64s)),
-    "ga_transpose": (_Status, (_handles, _handle, c_int32, c_int32)),
-    "ga_slice": (_Status, (_handles, _handle, c_int32, c_int64, c_int64)),
-    "ga_sum": (_Status, (_handles, _handle, _int32s, c_int32, c_int32)),
-    "ga_mean": (_Status, (_handles, _handle, _int32s, c_int32, c_int32)),
-    "ga_cast": (_Status, (_handles, _handle, c_int32)),
+    "ga_add": (_Status, (_handles, _tensor, _tensor), "out a b"),
+    "ga_subtract": (_Status, (_handles, _tensor, _tensor), "out a b"),
+    "ga_multiply": (_Status, (_handles, _tensor, _tensor), "out a b"),
+    "ga_divide": (_Status, (_handles, _tensor, _tensor), "out a b"),
+    "ga_matmul": (_Status, (_handles, _tensor, _tensor), "out a b"),
+    "ga_linear": (_Status, (_handles, _tensor, _tensor, _tensor), "out x weight bias"),
+    "ga_layer_norm": (_Status, (_handles, _tensor, _tensor, _tensor, c_double), "out x weight bias eps"),
+    "ga_gelu": (_Status, (_handles, _tensor, c_int32), "out x approximation"),
+    "ga_relu": (_Status, (_handles, _tensor), "out x"),
+    "ga_softmax": (_Status, (_handles, _tensor, c_int32), "out x axis"),
+    "ga_cross_entropy": (
+        _Status,
+        (_handles, _tensor, _tensor, c_int64, c_int32),
+        "out logits targets ignore_index reduction",
+    ),
+    "ga_linear_cross_entropy": (
+        _Status,
+        (_handles, _tensor, _tensor, _tensor, c_int64, c_int32),
+        "out hidden weight targets ignore_index reduction",
+    ),
+    "ga_mse": (_Status, (_handles, _tensor, _tensor, c_int32), "out prediction target reduction"),
+    "ga_embedding": (_Status, (_handles, _tensor, _tensor), "out weight indices"),
+    "ga_causal_attention": (_Status, (_handles, _tensor, _tensor, _tensor, c_int32), "out q k v heads"),
+    "ga_reshape": (_Status, (_handles, _tensor, c_int32, _int64s), "out x rank shape"),
+    "ga_transpose": (_Status, (_handles, _tensor, c_int32, c_int32), "out x axis_a axis_b"),
+    "ga_slice": (_Status, (_handles, _tensor, c_int32, c_int64, c_int64), "out x axis start stop"),
+    "ga_sum": (_Status, (_handles, _tensor, _int32s, c_int32, c_int32), "out x axes axis_count keep_axes"),
+    "ga_mean": (_Status, (_handles, _tensor, _int32s, c_int32, c_int32), "out x axes axis_count keep_axes"),
+    "ga_cast": (_Status, (_handles, _tensor, c_int32), "out x dtype"),
     # Autograd
-    "ga_set_recording": (_Status, (c_int32,)),
-    "ga_recording": (_Status, (_int32s,)),
-    "ga_gradients": (_Status, (_handles, _handle, _handles, c_int64)),
-    "ga_checkpoint": (_Status, (_handles, _handles, c_int64, BlockFn, c_void_p, UserReleaseFn)),
+    "ga_set_recording": (_Status, (c_int32,), "recording"),
+    "ga_recording": (_Status, (_int32s,), "out"),
+    "ga_gradients": (_Status, (_handles, _tensor, _handles, c_int64), "out loss inputs count"),
+    "ga_checkpoint": (
+        _Status,
+        (_handles, _handles, c_int64, BlockFn, c_void_p, UserReleaseFn),
+        "out inputs count block user release",
+    ),
     # Optimizers
-    "ga_sgd_create": (_Status, (_handles, _handles, c_int64, POINTER(SGDOptions))),
-    "ga_adam_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamOptions))),
-    "ga_adamw_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamWOptions))),
-    "ga_radam_create": (_Status, (_handles, _handles, c_int64, POINTER(RAdamOptions))),
-    "ga_nadam_create": (_Status, (_handles, _handles, c_int64, POINTER(NAdamOptions))),
-    "ga_lion_create": (_Status, (_handles, _handles, c_int64, POINTER(LionOptions))),
-    "ga_lamb_create": (_Status, (_handles, _handles, c_int64, POINTER(LAMBOptions))),
-    "ga_lars_create": (_Status, (_handles, _handles, c_int64, POINTER(LARSOptions))),
-    "ga_adafactor_create": (_Status, (_handles, _handles, c_int64, POINTER(AdafactorOptions))),
-    "ga_muon_create": (_Status, (_handles, _handles, c_int64, POINTER(MuonOptions))),
-    "ga_adamw8bit_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamW8bitOptions))),
+    "ga_sgd_create": (_Status, (_handles, _handles, c_int64, POINTER(SGDOptions)), "out parameters count options"),
+    "ga_adam_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamOptions)), "out parameters count options"),
+    "ga_adamw_create": (_Status, (_handles, _handles, c_int64, POINTER(AdamWOptions)), "out parameters count options"),
+    "ga_radam_create": (_Status, (_handles, _handles, c_int64, POINTER(RAdamOptions)), "out parameters count options"),
+    "ga_nadam_create": (_Status, (_handles, _handles, c_int64, POINTER(NAdamOptions)), "out parameters count options"),
+    "ga_lion_create": (_Status, (_handles, _handles, c_int64, POINTER(LionOptions)), "out parameters count options"),
+    "ga_lamb_create": (_Status, (_handles, _handles, c_int64, POINTER(LAMBOptions)), "out parameters count options"),
+    "ga_lars_create": (_Status, (_handles, _handles, c_int64, POINTER(LARSOptions)), "out parameters count options"),
+    "ga_adafactor_create": (
+        _Status,
+        (_handles, _handles, c_int64, POINTER(AdafactorOptions)),
+        "out parameters count options",
+    ),
+    "ga_muon_create": (_Status, (_handles, _handles, c_int64, POINTER(MuonOptions)), "out parameters count options"),
+    "ga_adamw8bit_create": (
+        _Status,
+        (_handles, _handles, c_int64, POINTER(AdamW8bitOptions)),
+        "out parameters count options",
+    ),
     "ga_custom_create": (
         _Status,
         (_handles, _handles, c_int64, UpdateFn, c_void_p, UserReleaseFn, POINTER(CustomOptions)),
+        "out parameters count update user release options",
     ),
-    "ga_optimizer_free": (None, (_handle,)),
-    "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double)),
-    "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double))),
-    "ga_optimizer_add_group": (_Status, (_handle, _handles, c_int64, POINTER(GroupOptions), _int64s)),
-    "ga_optimizer_set_group": (_Status, (_handle, c_int64, POINTER(GroupOptions))),
-    "ga_optimizer_group": (_Status, (_handle, c_int64, POINTER(GroupOptions))),
-    "ga_optimizer_group_count": (_Status, (_handle, _int64s)),
+    "ga_optimizer_free": (None, (_handle,), "optimizer"),
+    "ga_optimizer_set_learning_rate": (_Status, (_handle, c_double), "optimizer learning_rate"),
+    "ga_optimizer_learning_rate": (_Status, (_handle, POINTER(c_double)), "optimizer out"),
+    "ga_optimizer_add_group": (
+        _Status,
+        (_handle, _handles, c_int64, POINTER(GroupOptions), _int64s),
+        "optimizer parameters count options out",
+    ),
+    "ga_optimizer_set_group": (_Status, (_handle, c_int64, POINTER(GroupOptions)), "optimizer group options"),
+    "ga_optimizer_group": (_Status, (_handle, c_int64, POINTER(GroupOptions)), "optimizer group out"),
+    "ga_optimizer_group_count": (_Status, (_handle, _int64s), "optimizer out"),
     # Schedules
-    "ga_optimizer_clock": (_Status, (_handle, c_int32, POINTER(c_double))),
-    "ga_optimizer_set_schedule": (_Status, (_handle, POINTER(ScheduleOptions))),
-    "ga_optimizer_report_metric": (_Status, (_handle, c_double)),
-    "ga_optimizer_next_learning_rate": (_Status, (_handle, POINTER(c_double))),
-    "ga_schedule_factor": (_Status, (POINTER(ScheduleOptions), c_double, POINTER(c_double))),
-    "ga_optimizer_set_scaling": (_Status, (_handle, POINTER(ScalingOptions))),
+    "ga_optimizer_clock": (_Status, (_handle, c_int32, POINTER(c_double)), "optimizer clock out"),
+    "ga_optimizer_set_schedule": (_Status, (_handle, POINTER(ScheduleOptions)), "optimizer options"),
+    "ga_optimizer_report_metric": (_Status, (_handle, c_double), "optimizer metric"),
+    "ga_optimizer_next_learning_rate": (_Status, (_handle, POINTER(c_double)), "optimizer out"),
+    "ga_schedule_factor": (_Status, (POINTER(ScheduleOptions), c_double, POINTER(c_double)), "options clock out"),
+    "ga_optimizer_set_scaling": (_Status, (_handle, POINTER(ScalingOptions)), "optimizer options"),
     # State of optimizers
-    "ga_optimizer_state_bytes": (_Status, (_handle, _int64s)),
-    "ga_optimizer_save_state": (_Status, (_handle, c_void_p, c_int64)),
-    "ga_optimizer_load_state": (_Status, (_handle, c_void_p, c_int64)),
+    "ga_optimizer_state_bytes": (_Status, (_handle, _int64s), "optimizer out"),
+    "ga_optimizer_save_state": (_Status, (_handle, c_void_p, c_int64), "optimizer out size_bytes"),
+    "ga_optimizer_load_state": (_Status, (_handle, c_void_p, c_int64), "optimizer state size_bytes"),
     # Averages of weights
-    "ga_average_create": (_Status, (_handles, _handle, POINTER(AverageOptions))),
-    "ga_average_free": (None, (_handle,)),
-    "ga_average_weights": (_Status, (_handles, _handle, c_int64)),
-    "ga_average_swap_in": (_Status, (_handle,)),
-    "ga_average_swap_out": (_Status, (_handle,)),
-    "ga_average_reset": (_Status, (_handle,)),
-    "ga_average_updates": (_Status, (_handle, _int64s)),
-    "ga_average_load": (_Status, (_handle, _handles, c_int64, c_int64)),
+    "ga_average_create": (_Status, (_handles, _handle, POINTER(AverageOptions)), "out optimizer options"),
+    "ga_average_free": (None, (_handle,), "average"),
+    "ga_average_weights": (_Status, (_handles, _handle, c_int64), "out average index"),
+    "ga_average_swap_in": (_Status, (_handle,), "average"),
+    "ga_average_swap_out": (_Status, (_handle,), "average"),
+    "ga_average_reset": (_Status, (_handle,), "average"),
+    "ga_average_updates": (_Status, (_handle, _int64s), "average out"),
+    "ga_average_load": (_Status, (_handle, _handles, c_int64, c_int64), "average weights count updates"),
     # Splitting a batch
-    "ga_split_by_count": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
-    "ga_split_by_size": (_Status, (_int64s, c_int64, _int64s, c_int64, c_int64)),
-    "ga_split_by_tokens": (_Status, (_int64s, c_int64, _int64s, _int64s, c_int64, c_int64, c_int32)),
+    "ga_split_by_count": (
+        _Status,
+        (_int64s, c_int64, _int64s, c_int64, c_int64),
+        "boundaries capacity out_count samples micro_batches",
+    ),
+    "ga_split_by_size": (
+        _Status,
+        (_int64s, c_int64, _int64s, c_int64, c_int64),
+        "boundaries capacity out_count samples size",
+    ),
+    "ga_split_by_tokens": (
+        _Status,
+        (_int64s, c_int64, _int64s, _int64s, c_int64, c_int64, c_int32),
+        "boundaries capacity out_count lengths samples token_budget padded",
+    ),
     # Loss scaling
-    "ga_loss_scaler_create": (_Status, (_handles, POINTER(LossScalerOptions))),
-    "ga_loss_scaler_free": (None, (_handle,)),
-    "ga_loss_scaler_scale": (_Status, (_handle, POINTER(c_double))),
+    "ga_loss_scaler_create": (_Status, (_handles, POINTER(LossScalerOptions)), "out options"),
+    "ga_loss_scaler_free": (None, (_handle,), "scaler"),
+    "ga_loss_scaler_scale": (_Status, (_handle, POINTER(c_double)), "scaler out"),
     "ga_loss_scaler_unscale": (
         _Status,
         (_handle, _handles, _int64s, c_int64, c_int32, c_double, c_int64, POINTER(c_double)),
+        "scaler gradients element_counts count dtype scale optimizer norm",
     ),
-    "ga_loss_scaler_update": (_Status, (_handle,)),
-    "ga_loss_scaler_save": (_Status, (_handle, POINTER(LossScalerState))),
-    "ga_loss_scaler_load": (_Status, (_handle, POINTER(LossScalerState))),
+    "ga_loss_scaler_update": (_Status, (_handle,), "scaler"),
+    "ga_loss_scaler_save": (_Status, (_handle, POINTER(LossScalerState)), "scaler out"),
+    "ga_loss_scaler_load": (_Status, (_handle, POINTER(LossScalerState)), "scaler state"),
     # Accumulation
-    "ga_accumulator_create": (_Status, (_handles, _handle, POINTER(AccumulatorOptions))),
-    "ga_accumulator_free": (None, (_handle,)),
-    "ga_accumulator_set_accumulation_steps": (_Status, (_handle, c_int64)),
-    "ga_accumulator_accumulation_steps": (_Status, (_handle, _int64s)),
-    "ga_accumulator_set_ramp": (_Status, (_handle, c_int32, c_int32, POINTER(c_double), _int64s, c_int64)),
-    "ga_accumulate": (_Status, (_handle, _handle, c_double)),
-    "ga_accumulate_gradients": (_Status, (_handle, _handles, c_int64, c_int32, c_double, c_double)),
-    "ga_accumulate_gradient": (_Status, (_handle, c_int64, c_void_p, c_int32, c_double)),
+    "ga_accumulator_create": (_Status, (_handles, _handle, POINTER(AccumulatorOptions)), "out optimizer options"),
+    "ga_accumulator_free": (None, (_handle,), "accumulator"),
+    "ga_accumulator_set_accumulation_steps": (_Status, (_handle, c_int64), "accumulator accumulation_steps"),
+    "ga_accumulator_accumulation_steps": (_Status, (_handle, _int64s), "accumulator out"),
+    "ga_accumulator_set_ramp": (
+        _Status,
+        (_handle, c_int32, c_int32, POINTER(c_double), _int64s, c_int64),
+        "accumulator clock interpolated times accumulation_steps count",
+    ),
+    "ga_accumulate": (_Status, (_handle, _tensor, c_double), "accumulator loss weight"),
+    "ga_accumulate_gradients": (
+        _Status,
+        (_handle, _handles, c_int64, c_int32, c_double, c_double),
+        "accumulator gradients count dtype loss weight",
+    ),
+    "ga_accumulate_gradient": (
+        _Status,
+        (_handle, c_int64, c_void_p, c_int32, c_double),
+        "accumulator index gradient dtype scale",
+    ),
     "ga_accumulate_scaled_gradients": (
         _Status,
         (_handle, _handles, c_int64, c_int32, c_double, c_double, c_double),
+        "accumulator gradients count dtype gradient_scale loss weight",
     ),
-    "ga_micro_batch_begin": (_Status, (_handle,)),
-    "ga_micro_batch_commit": (_Status, (_handle,)),
-    "ga_micro_batch_abort": (_Status, (_handle,)),
-    "ga_micro_batch_set_weight": (_Status, (_handle, c_int64, c_double)),
-    "ga_step_due": (_Status, (_handle, _int32s)),
-    "ga_step": (_Status, (_handle, POINTER(Report))),
-    "ga_window_report": (_Status, (_handle, POINTER(Report))),
-    "ga_accumulator_set_skip_handler": (_Status, (_handle, SkipFn, c_void_p)),
-    "ga_accumulator_set_loss_scaler": (_Status, (_handle, _handle)),
-    "ga_accumulator_set_retry_handler": (_Status, (_handle, RetryFn, c_void_p)),
-    "ga_unscale": (_Status, (_handle, POINTER(c_double))),
-    "ga_data_begin": (_Status, (_handle,)),
-    "ga_data_end": (_Status, (_handle, c_int32, POINTER(Report))),
-    "ga_gradient_norms": (_Status, (_handle, POINTER(c_double), c_int64)),
-    "ga_stagnation": (_Status, (_handle, POINTER(c_int64), POINTER(c_int64), c_int64)),
-    "ga_zero": (_Status, (_handle,)),
-    "ga_accumulated_gradient": (_Status, (_handles, _handle, c_int64)),
+    "ga_micro_batch_begin": (_Status, (_handle,), "accumulator"),
+    "ga_micro_batch_commit": (_Status, (_handle,), "accumulator"),
+    "ga_micro_batch_abort": (_Status, (_handle,), "accumulator"),
+    "ga_micro_batch_set_weight": (_Status, (_handle, c_int64, c_double), "accumulator micro_batch weight"),
+    "ga_step_due": (_Status, (_handle, _int32s), "accumulator out"),
+    "ga_step": (_Status, (_handle, POINTER(Report)), "accumulator report"),
+    "ga_window_report": (_Status, (_handle, POINTER(Report)), "accumulator report"),
+    "ga_accumulator_set_skip_handler": (_Status, (_handle, SkipFn, c_void_p), "accumulator decide user"),
+    "ga_accumulator_set_loss_scaler": (_Status, (_handle, _handle), "accumulator scaler"),
+    "ga_accumulator_set_retry_handler": (_Status, (_handle, RetryFn, c_void_p), "accumulator retry user"),
+    "ga_unscale": (_Status, (_handle, POINTER(c_double)), "accumulator norm"),
+    "ga_data_begin": (_Status, (_handle,), "accumulator"),
+    "ga_data_end": (_Status, (_handle, c_int32, POINTER(Report)), "accumulator tail report"),
+    "ga_gradient_norms": (_Status, (_handle, POINTER(c_double), c_int64), "accumulator out count"),
+    "ga_stagnation": (
+        _Status,
+        (_handle, POINTER(c_int64), POINTER(c_int64), c_int64),
+        "accumulator additions unchanged count",
+    ),
+    "ga_zero": (_Status, (_handle,), "accumulator"),
+    "ga_accumulated_gradient": (_Status, (_handles, _handle, c_int64), "out accumulator index"),
 }
 
 # ====== The library ======
@@ -697,14 +772,21 @@ def candidates() -> list[str]:
     return [*found, installed or SONAME]
 
 
-def declare(library: ctypes.CDLL, check: Any) -> ctypes.CDLL:
-    """Gives every function of the table its types, and `check` to those that return a status."""
-    for name, (restype, argtypes) in PROTOTYPES.items():
+def ctype(kind: Any) -> Any:
+    """The type of ctypes that a type of the table stands for."""
+    return c_void_p if kind is TENSOR else kind
+
+
+def declare(library: ctypes.CDLL, is_checked: bool) -> ctypes.CDLL:
+    """Gives every function of the table its types, and if it is to be checked, exceptions to those that return a
+    status."""
+    for name, (restype, argtypes, names) in PROTOTYPES.items():
         function = getattr(library, name)
-        function.argtypes = argtypes
         function.restype = _status if restype is _Status else restype
-        if restype is _Status and check is not None:
-            function.errcheck = check
+        function.argtypes = [ctype(kind) for kind in argtypes]
+        if restype is _Status and is_checked:
+            function.argtypes = [KINDS.get(kind, kind) for kind in argtypes]
+            setattr(library, name, _checked(function, names, name in CALLING_BACK))
     return library
 
 
@@ -716,7 +798,7 @@ def load_library() -> ctypes.CDLL:
             library = ctypes.CDLL(path)
             version = library.ga_abi_version()
             if version == ABI_VERSION:
-                return declare(library, _raise_on_error)
+                return declare(library, True)
             reason = f"its ABI version is {version} and this package needs {ABI_VERSION}"
         except (OSError, AttributeError) as error:
             reason = str(error)
@@ -727,10 +809,25 @@ def load_library() -> ctypes.CDLL:
     )
 
 
-def _raise_on_error(status: int, function: Any, arguments: tuple[Any, ...]) -> int:
-    if status != 0:
-        raise error_of(status)
-    return status
+def _checked(function: Any, names: str, may_call_back: bool) -> Callable[..., int]:
+    """The function, with exceptions for what is wrong."""
+
+    def call(*arguments: Any) -> int:
+        if may_call_back and _kept:
+            _kept.pop(get_ident(), None)  # of a call of others, such as a program in C around this interpreter
+        try:
+            status: int = function(*arguments)
+        except ctypes.ArgumentError as error:
+            refusal: GAError = GAInternalError(f"{function.__name__}: {error}")
+        else:
+            if status == 0:
+                return status
+            if may_call_back:
+                _raise_kept()
+            refusal = error_of(status)
+        raise explain(function.argtypes, names, arguments, refusal)
+
+    return call
 
 
 def error_of(status: int) -> GAError:
@@ -738,6 +835,42 @@ def error_of(status: int) -> GAError:
     error = BY_STATUS.get(status, GAError)(lib.ga_last_error().decode("utf-8", "replace"))
     error.status = status
     return error
+
+
+# ====== Functions of the caller ======
+
+CALLING_BACK = {
+    "ga_gradients",
+    "ga_checkpoint",
+    "ga_accumulate",
+    "ga_accumulate_gradients",
+    "ga_accumulate_scaled_gradients",
+    "ga_micro_batch_commit",
+    "ga_step",
+    "ga_data_end",
+}
+"""The functions that may run a block of a checkpoint or a handler, on the thread that calls them."""
+
+_FAILED = 1  # no status of the library
+
+
+_kept: dict[int, BaseException] = {}  # by thread
+
+
+def keep(error: BaseException) -> int:
+    """What a function of the caller has raised comes out of the call that runs it, once the library has returned. Returns
+    a status for the library."""
+    _kept[get_ident()] = error
+    return error.status if isinstance(error, GAError) and error.status < 0 else _FAILED
+
+
+def _raise_kept() -> None:
+    kept = _kept.pop(get_ident(), None)
+    if kept is not None:
+        try:
+            raise kept
+        finally:
+            del kept  # whose traceback has this frame
 
 
 lib = load_library()

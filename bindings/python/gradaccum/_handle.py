@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from ctypes import c_void_p
 from typing import Any, TypeVar
 
-from .errors import GAInvalidArgumentError
+from .errors import GAInvalidArgumentError, GAUnsupportedError
 
 _Self = TypeVar("_Self", bound="Handle")
 
 
-class Handle:
+class Uncopied:
+    """An object that refers to one of the library, which a copy would not own and another process would not have."""
+
+    __slots__ = ()
+
+    # What there is to copy, as sentences have it.
+    _COPIED = "its state_dict()"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise GAUnsupportedError(
+            f"{type(self).__name__} is an object of the library in this process, which copy and pickle would leave with "
+            f"two owners or none: make another, and copy or save {self._COPIED}"
+        )
+
+
+class Handle(Uncopied):
     """An object of the library, which is freed when this is closed or goes away."""
 
     def _own(self, address: int | None, free: Callable[[Any], Any], name: str) -> None:
@@ -32,6 +48,11 @@ class Handle:
         if self._address is None:
             raise GAInvalidArgumentError(f"the {self._name} was closed")
         return self._address
+
+    @property
+    def _as_parameter_(self) -> c_void_p:
+        """How ctypes takes the object: for an address alone, which a number could be taken for."""
+        return c_void_p(self.handle)
 
     def close(self) -> None:
         """Frees the handle now. Closing twice does nothing."""

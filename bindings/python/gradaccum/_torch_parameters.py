@@ -10,9 +10,10 @@ from typing import Union
 import torch
 
 from . import _ffi, _python
+from ._arguments import int64_array
 from ._ffi import lib
 from .errors import GADTypeError, GAInvalidArgumentError, GAStateError, GAUnsupportedError
-from .tensor import DType, Tensor, int64_array
+from .tensor import DType, Tensor
 
 DTYPES = {torch.float32: DType.FLOAT32, torch.bfloat16: DType.BFLOAT16, torch.float16: DType.FLOAT16}
 
@@ -143,7 +144,7 @@ def _order_in_memory(x: torch.Tensor, name: str) -> tuple[int, ...] | None:
 def _wrapped(x: torch.Tensor) -> int:
     """The address of a new ga_tensor on a contiguous tensor's memory."""
     out = c_void_p()
-    shape = int64_array(x.shape)
+    shape = int64_array("shape", x.shape)
     if x.numel() == 0:
         lib.ga_tensor_create(byref(out), _ffi.DEVICE_CPU, DType.FLOAT32, x.dim(), shape)
     else:

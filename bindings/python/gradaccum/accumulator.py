@@ -12,16 +12,17 @@ from typing import Any, Literal
 import numpy as np
 
 from . import _ffi, _python
+from ._arguments import INT32, double_array, int64_array
 from ._ffi import lib
 from ._handle import Handle
 from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAShapeError, GAStateError
 from .loss_scaler import LossScaler
 from .micro_batch import MicroBatch
 from .ops import reduction_constant
-from .optim import Optimizer
+from .optim import Optimizer, require_optimizer
 from .report import Decision, Outcome, Report
 from .schedules import clock_constant, constant_of
-from .tensor import DType, Tensor, int64_array, make, numpy_dtype_of
+from .tensor import DType, Tensor, make, numpy_dtype_of
 
 
 SkipHandler = Callable[[Report], Decision]
@@ -143,6 +144,7 @@ class Accumulator(Handle):
             sum_format=constant_of("sum_format", sum_format, _SUM_FORMATS),
             count_underflow=int(count_underflow),
         )
+        require_optimizer(optimizer)
         out = c_void_p()
         lib.ga_accumulator_create(byref(out), optimizer.handle, byref(options))
         self._hold(out.value, optimizer)
@@ -162,7 +164,6 @@ class Accumulator(Handle):
         self._optimizer = optimizer
         self._skip_callback: Any = None  # what the library calls, which must live as long
         self._retry_callback: Any = None
-        self._error_of_handler: BaseException | None = None
         self._is_retrying = False
         self._arrays: _python.Arrays | None = None
         self._open: MicroBatch | None = None
@@ -230,24 +231,25 @@ class Accumulator(Handle):
         """Lets accumulation_steps follow a ramp until it is set: a window gets the number that holds where the
         optimizer's clock stands when it begins, accumulation_steps[i] from times[i] on, or on a straight line to the
         next if interpolated. clock: "updates", or "weight" for times in samples or tokens."""
-        if len(times) != len(accumulation_steps):
+        given, steps = double_array("times", times), int64_array("accumulation_steps", accumulation_steps)
+        if len(given) != len(steps):
             raise GAInvalidArgumentError(
-                f"times has {len(times)} entries and accumulation_steps {len(accumulation_steps)}: give one for each"
+                f"times has {len(given)} entries and accumulation_steps {len(steps)}: give one for each"
             )
         lib.ga_accumulator_set_ramp(
             self.handle,
             clock_constant(clock),
             int(interpolated),
-            (c_double * len(times))(*times),
-            int64_array(accumulation_steps),
-            len(times),
+            given,
+            steps,
+            len(given),
         )
 
     def accumulate(self, loss: Tensor, weight: float | None) -> None:
         """Runs backward from a scalar loss and adds the gradients to the window, as a micro-batch of its own or
         to the one that is open. weight: the samples or tokens that the loss stands for; None to give it later."""
         self._has_ended = False
-        self._call(lib.ga_accumulate, loss.handle, _weight(weight))
+        self._call(lib.ga_accumulate, loss, _weight(weight))
 
     def accumulate_gradients(
         self,
@@ -430,9 +432,10 @@ class Accumulator(Handle):
             accumulator = this()
             assert accumulator is not None and handler is not None
             try:
-                return int(handler(accumulator._report(report.contents)))
-            except BaseException as error:  # goes on where the library has returned
-                accumulator._error_of_handler = error
+                decision: int = INT32.checked("the skip handler's answer", handler(accumulator._report(report.contents)))
+                return decision
+            except BaseException as error:
+                _ffi.keep(error)
                 return _ffi.DECISION_RAISE
 
         self._require_own("skip handler")
@@ -468,8 +471,8 @@ class Accumulator(Handle):
             accumulator._is_retrying = True
             try:
                 return int(bool(handler(accumulator._report(report.contents))))
-            except BaseException as error:  # goes on where the library has returned
-                accumulator._error_of_handler = error
+            except BaseException as error:
+                _ffi.keep(error)
                 return -1
             finally:
                 accumulator._is_retrying = False
@@ -489,15 +492,15 @@ class Accumulator(Handle):
         return norm.value
 
     def _call(self, function: Callable[..., int], *arguments: Any) -> None:
-        """Calls a function that may run the skip handler, or an update rule of the caller: raises what those raised."""
+        """Calls a function that may run an update rule of the caller: raises what that has raised."""
         try:
             function(self.handle, *arguments)
+            return
         except GAError:
-            error, self._error_of_handler = self._error_of_handler, None
-            if error is not None:
-                raise error from None
-            self.optimizer.raise_own_error()
-            raise
+            error = self.optimizer._take_error()
+            if error is None:
+                raise
+        raise error
 
     def begin_data(self) -> None:
         """Says that data begins, such as an epoch. GAStateError if the window holds micro-batches of earlier data

@@ -11,9 +11,9 @@ from . import _ffi
 from ._ffi import lib
 from ._handle import Handle
 from .errors import GAInvalidArgumentError
-from .optim import Optimizer
+from .optim import Optimizer, require_optimizer
 from .schedules import clock_constant
-from .tensor import Tensor, make, tensor
+from .tensor import Tensor, handles_of, make, tensor
 
 
 class WeightAverage(Handle):
@@ -40,12 +40,12 @@ class WeightAverage(Handle):
             raise GAInvalidArgumentError(f"decay is {decay} and half_life {half_life}: give one of them")
         if half_life is not None and half_life == 0:
             raise GAInvalidArgumentError(f"half_life is {half_life}: it must be above 0")
+        require_optimizer(optimizer)
         self.optimizer = optimizer
+        own = {} if decay is None else {"decay": decay}
         options = _ffi.AverageOptions(
-            clock=clock_constant(clock), half_life=half_life or 0.0, warmup=int(warmup)
+            clock=clock_constant(clock), half_life=half_life or 0.0, warmup=int(warmup), **own
         )
-        if decay is not None:
-            options.decay = decay
         out = c_void_p()
         lib.ga_average_create(byref(out), optimizer.handle, byref(options))
         self._own(out.value, lib.ga_average_free, "average")
@@ -102,5 +102,5 @@ class WeightAverage(Handle):
                 "are needed: pass what state_dict() returned"
             )
         weights = [tensor(each) for each in state_dict["weights"]]
-        handles = (c_void_p * len(weights))(*(each.handle for each in weights))
+        handles = handles_of("weights", weights)
         lib.ga_average_load(self.handle, handles, len(weights), state_dict["updates"])

@@ -8,15 +8,15 @@ from ctypes import byref, c_void_p
 from typing import Any
 
 from . import _ffi
+from ._arguments import shown
 from ._ffi import lib
-from .errors import GAError
-from .tensor import Tensor
+from .errors import GADTypeError
+from .tensor import Tensor, handles_of
 
 # What C functions call back must stay alive until the library releases it.
 _blocks: dict[int, _Block] = {}
 _numbers = itertools.count(1)
-# What a block returns: GA_OK, or a number that is no status of the library.
-_OK, _FAILED = 0, 1
+_OK = 0
 
 
 class _Block:
@@ -25,21 +25,19 @@ class _Block:
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self._function = function
         self.result: Tensor | None = None
-        self.error: BaseException | None = None
         self.callback = _ffi.BlockFn(self._run)
 
     def _run(self, out: Any, inputs: Any, count: int, user: Any) -> int:
         try:
             # The handle must outlive this call, and the library takes no reference to it.
-            self.result = self._function(*(Tensor(inputs[index]) for index in range(count)))
-            out[0] = self.result.handle
+            result = self._function(*(Tensor(inputs[index]) for index in range(count)))
+            if not isinstance(result, Tensor):
+                raise GADTypeError(f"the block returned {shown(result)}: it must return a Tensor")
+            self.result = result
+            out[0] = result.handle
             return _OK
-        except GAError as error:
-            self.error = error
-            return error.status
-        except BaseException as error:  # goes on where the library has returned
-            self.error = error
-            return _FAILED
+        except BaseException as error:
+            return _ffi.keep(error)
 
 
 def _forget(user: Any) -> None:
@@ -52,18 +50,17 @@ _release = _ffi.UserReleaseFn(_forget)
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """function(*inputs), without keeping its activations: backward runs it again, with the same bits.
 
-    Besides its inputs it may use parameters and tensors without a gradient.
+    Besides its inputs it may use parameters and tensors without a gradient. What it raises when it runs again comes out of
+    the call that runs backward.
     """
+    handles = handles_of("inputs", inputs)
     number = next(_numbers)
     block = _blocks[number] = _Block(function)
-    handles = (c_void_p * len(inputs))(*(x.handle for x in inputs))
     out = c_void_p()
     try:
-        lib.ga_checkpoint(byref(out), handles, len(inputs), block.callback, number, _release)
-    except GAError:
+        lib.ga_checkpoint(byref(out), handles, len(handles), block.callback, number, _release)
+    except BaseException:
         _blocks.pop(number, None)
-        if block.error is not None:
-            raise block.error from None
         raise
     finally:
         block.result = None

@@ -73,8 +73,9 @@ class _Rule:
             )
             return _OK
         except BaseException as error:  # goes on where the library has returned
-            self.error = error
-            return error.status if isinstance(error, GAError) else _FAILED
+            if self.error is None:  # of several threads, the first
+                self.error = error
+            return error.status if isinstance(error, GAError) and error.status < 0 else _FAILED
 
 
 def _forget(user: Any) -> None:
@@ -123,7 +124,6 @@ class CustomOptimizer(Optimizer):
             _rules.pop(number, None)
             raise
 
-    def raise_own_error(self) -> None:
+    def _take_error(self) -> BaseException | None:
         error, self._rule.error = self._rule.error, None
-        if error is not None:
-            raise error
+        return error

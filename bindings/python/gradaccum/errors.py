@@ -22,7 +22,7 @@ class GAShapeError(GAError, ValueError):
 
 
 class GADTypeError(GAError, TypeError):
-    """An element type that the operation does not take."""
+    """An element type that the operation does not take, or an argument of another type than it must have."""
 
     status = -3
 
@@ -40,7 +40,7 @@ class GAOutOfMemoryError(GAError, MemoryError):
 
 
 class GAOverflowError(GAError, OverflowError):
-    """A size that does not fit the address space."""
+    """A size that does not fit the address space, or a number that its type has no room for."""
 
     status = -6
 

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._ffi import lib
+from ._handle import Uncopied
 from .errors import GAOutOfMemoryError, GAStateError
 
 if TYPE_CHECKING:
@@ -14,11 +15,13 @@ if TYPE_CHECKING:
 _Self = TypeVar("_Self", bound="MicroBatch")
 
 
-class MicroBatch:
+class MicroBatch(Uncopied):
     """An open micro-batch: commits at the end of the with statement, and aborts where an exception ends it.
 
     weight: the samples or tokens of all losses that backward() is called with; None if they come otherwise.
     """
+
+    _COPIED = "the state_dict() of its accumulator after the window"
 
     def __init__(self, accumulator: Accumulator, weight: float | None = None) -> None:
         self._accumulator = accumulator

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from ctypes import c_int32, c_void_p
+from collections.abc import Iterable, Sequence
+from ctypes import c_void_p
 from typing import Any, Union
 
 from . import _ffi
+from ._arguments import int32_array, int64_array
 from ._ffi import lib
 from .errors import GAInvalidArgumentError
-from .tensor import DType, Tensor, int64_array, make
+from .tensor import DType, Tensor, handles_of, make
 
 Axes = Union[None, int, Sequence[int]]
 
@@ -21,7 +22,7 @@ def constant(table: dict[str, int], argument: str, value: str) -> int:
     """The library's number for a word, or an error that lists the words there are."""
     try:
         return table[value]
-    except KeyError:
+    except (KeyError, TypeError):
         words = " or ".join(repr(word) for word in table)
         raise GAInvalidArgumentError(f"{argument} is {value!r}: it must be {words}") from None
 
@@ -30,54 +31,50 @@ def reduction_constant(argument: str, value: str) -> int:
     return constant(_REDUCTIONS, argument, value)
 
 
-def _optional(x: Tensor | None) -> int | None:
-    return None if x is None else x.handle
-
-
 def add(a: Tensor, b: Tensor) -> Tensor:
-    return make(lib.ga_add, a.handle, b.handle)
+    return make(lib.ga_add, a, b)
 
 
 def subtract(a: Tensor, b: Tensor) -> Tensor:
-    return make(lib.ga_subtract, a.handle, b.handle)
+    return make(lib.ga_subtract, a, b)
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
-    return make(lib.ga_multiply, a.handle, b.handle)
+    return make(lib.ga_multiply, a, b)
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
-    return make(lib.ga_divide, a.handle, b.handle)
+    return make(lib.ga_divide, a, b)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """[..., m, k] times [..., k, n]: [..., m, n]."""
-    return make(lib.ga_matmul, a.handle, b.handle)
+    return make(lib.ga_matmul, a, b)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in], weight [out, in], bias [out]: [..., out]."""
-    return make(lib.ga_linear, x.handle, weight.handle, _optional(bias))
+    return make(lib.ga_linear, x, weight, bias)
 
 
 def layer_norm(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """Over the last axis."""
-    return make(lib.ga_layer_norm, x.handle, _optional(weight), _optional(bias), eps)
+    return make(lib.ga_layer_norm, x, weight, bias, eps)
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """approximate: "none" for the error function, or "tanh"."""
-    return make(lib.ga_gelu, x.handle, constant(_GELUS, "approximate", approximate))
+    return make(lib.ga_gelu, x, constant(_GELUS, "approximate", approximate))
 
 
 def relu(x: Tensor) -> Tensor:
-    return make(lib.ga_relu, x.handle)
+    return make(lib.ga_relu, x)
 
 
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
-    return make(lib.ga_softmax, x.handle, axis)
+    return make(lib.ga_softmax, x, axis)
 
 
 def cross_entropy(
@@ -88,8 +85,8 @@ def cross_entropy(
     ignored = _ffi.NO_IGNORE_INDEX if ignore_index is None else ignore_index
     return make(
         lib.ga_cross_entropy,
-        logits.handle,
-        targets.handle,
+        logits,
+        targets,
         ignored,
         reduction_constant("reduction", reduction),
     )
@@ -107,49 +104,51 @@ def linear_cross_entropy(
     ignored = _ffi.NO_IGNORE_INDEX if ignore_index is None else ignore_index
     return make(
         lib.ga_linear_cross_entropy,
-        hidden.handle,
-        weight.handle,
-        targets.handle,
+        hidden,
+        weight,
+        targets,
         ignored,
         reduction_constant("reduction", reduction),
     )
 
 
 def mse(prediction: Tensor, target: Tensor, *, reduction: str = "sum") -> Tensor:
-    return make(lib.ga_mse, prediction.handle, target.handle, reduction_constant("reduction", reduction))
+    return make(lib.ga_mse, prediction, target, reduction_constant("reduction", reduction))
 
 
 def embedding(weight: Tensor, indices: Tensor) -> Tensor:
     """Rows of weight [rows, c] picked by indices [...]: [..., c]."""
-    return make(lib.ga_embedding, weight.handle, indices.handle)
+    return make(lib.ga_embedding, weight, indices)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """q, k and v [batch, time, channels]."""
-    return make(lib.ga_causal_attention, q.handle, k.handle, v.handle, heads)
+    return make(lib.ga_causal_attention, q, k, v, heads)
 
 
 def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return make(lib.ga_reshape, x.handle, len(shape), int64_array(shape))
+    sizes = int64_array("shape", shape)
+    return make(lib.ga_reshape, x, len(sizes), sizes)
 
 
 def transpose(x: Tensor, axis_a: int, axis_b: int) -> Tensor:
-    return make(lib.ga_transpose, x.handle, axis_a, axis_b)
+    return make(lib.ga_transpose, x, axis_a, axis_b)
 
 
 def slice(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
     """A view of the elements start ... stop - 1 along an axis."""
-    return make(lib.ga_slice, x.handle, axis, start, stop)
+    return make(lib.ga_slice, x, axis, start, stop)
 
 
 def _reduce(function: Any, x: Tensor, axis: Axes, keepdims: bool) -> Tensor:
     if axis is None:
-        axes: Sequence[int] = range(len(x.shape))
+        axes: Any = range(len(x.shape) if isinstance(x, Tensor) else 0)  # where it is none, the call says so
     else:
-        axes = [axis] if isinstance(axis, int) else axis
-        if not axes:
-            raise GAInvalidArgumentError("axis is empty: name an axis, or None for all of them")
-    return make(function, x.handle, (c_int32 * len(axes))(*axes), len(axes), int(keepdims))
+        axes = (axis,) if isinstance(axis, int) or not isinstance(axis, Iterable) else axis
+    listed = int32_array("axis", axes)
+    if axis is not None and not listed:
+        raise GAInvalidArgumentError("axis is empty: name an axis, or None for all of them")
+    return make(function, x, listed, len(listed), int(keepdims))
 
 
 def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
@@ -161,11 +160,12 @@ def mean(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:
 
 
 def cast(x: Tensor, dtype: DType) -> Tensor:
-    return make(lib.ga_cast, x.handle, dtype)
+    return make(lib.ga_cast, x, dtype)
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of a scalar loss with respect to each of the leaves. The graph is used up."""
-    out = (c_void_p * len(inputs))()
-    lib.ga_gradients(out, loss.handle, (c_void_p * len(inputs))(*(x.handle for x in inputs)), len(inputs))
+    handles = handles_of("inputs", inputs)
+    out = (c_void_p * len(handles))()
+    lib.ga_gradients(out, loss, handles, len(handles))
     return [Tensor(address) for address in out if address is not None]

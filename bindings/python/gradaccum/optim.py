@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ctypes import Structure, byref, c_char, c_double, c_int64, c_void_p
 from typing import Any
 
 from . import _ffi, state
+from ._arguments import REAL, double_array, int64_array, shown
 from ._ffi import lib
-from ._handle import Handle
-from .errors import GAInvalidArgumentError
+from ._handle import Handle, Uncopied
+from .errors import GADTypeError, GAInvalidArgumentError
 from .scaling import BatchScaling
 from .schedules import Schedule, clock_constant
-from .tensor import Tensor
+from .tensor import Tensor, handles_of
 
 
 Parameters = Iterable["Tensor | dict[str, Any]"]
 """Tensors, or groups as torch.optim has them: dicts of "params" and what Optimizer.add_group takes."""
 
 
-class ParameterGroup:
+class ParameterGroup(Uncopied):
     """Some parameters of an optimizer and what they have of their own: see Optimizer.add_group."""
+
+    _COPIED = "its settings"
 
     def __init__(self, optimizer: Optimizer, number: int, parameters: tuple[Tensor, ...]) -> None:
         self._optimizer = optimizer
         self._number = number
         self.parameters = parameters
 
-    def _options(self) -> _ffi.GroupOptions:
-        options = _ffi.GroupOptions()
+    def _options(self, **fields: float) -> _ffi.GroupOptions:
+        """As they are, but for the fields that are given."""
+        options, given = _ffi.GroupOptions(), _ffi.GroupOptions(**fields)
         lib.ga_optimizer_group(self._optimizer.handle, self._number, byref(options))
+        for name in fields:
+            setattr(options, name, getattr(given, name))
         return options
 
     def _set(self, **fields: float) -> None:
-        options = self._options()
-        for name, value in fields.items():
-            setattr(options, name, value)
+        options = self._options(**fields)
         lib.ga_optimizer_set_group(self._optimizer.handle, self._number, byref(options))
 
     @property
@@ -73,7 +77,7 @@ def _decay_or_own(value: float | None) -> float:
     """As the header has it: below 0 for the optimizer's own."""
     if value is None:
         return -1.0
-    if value < 0:
+    if REAL.checked("weight_decay", value) < 0:
         raise GAInvalidArgumentError(f"weight_decay is {value}: it must be at least 0, or None for the optimizer's")
     return value
 
@@ -90,10 +94,11 @@ class Optimizer(Handle):
     _exchanges = 0
 
     def __init__(self, create: Callable[..., int], parameters: Parameters, options: Structure) -> None:
-        given = [{**x, "params": tuple(x["params"])} if isinstance(x, dict) else x for x in parameters]
+        given = _given(parameters)
         self.parameters: tuple[Tensor, ...] = tuple(_flat(given))
         out = c_void_p()
-        create(byref(out), _handles(self.parameters), len(self.parameters), byref(options))
+        handles = handles_of("parameters", self.parameters)
+        create(byref(out), handles, len(handles), byref(options))
         self._hold(out.value)
         for group in given:
             if isinstance(group, dict):
@@ -134,9 +139,8 @@ class Optimizer(Handle):
             learning_rate_scale=lr_scale, weight_decay=_decay_or_own(weight_decay), max_grad_norm=max_grad_norm
         )
         number = c_int64()
-        lib.ga_optimizer_add_group(
-            self.handle, _handles(members), len(members), byref(options), byref(number)
-        )
+        handles = handles_of("parameters", members)
+        lib.ga_optimizer_add_group(self.handle, handles, len(handles), byref(options), byref(number))
         self._groups.append(ParameterGroup(self, number.value, members))
         return self._groups[-1]
 
@@ -145,8 +149,9 @@ class Optimizer(Handle):
         """The groups, without the parameters that are in none."""
         return tuple(self._groups)
 
-    def raise_own_error(self) -> None:
-        """Raises what a rule in Python raised in the last step, if there is one that did."""
+    def _take_error(self) -> BaseException | None:
+        """What a rule in Python has raised in the last step, once."""
+        return None
 
     @property
     def lr(self) -> float:
@@ -218,14 +223,41 @@ class Optimizer(Handle):
         lib.ga_optimizer_load_state(self.handle, data, len(data))
 
 
+def _numbers(name: str, values: Iterable[float], *fields: str) -> dict[str, float]:
+    """Several numbers that are one argument, as fields of the C struct."""
+    given = double_array(name, values)
+    if len(given) != len(fields):
+        raise GAInvalidArgumentError(f"{name} has {len(given)} entries: give {len(fields)}")
+    return dict(zip(fields, given))
+
+
+def require_optimizer(optimizer: object) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise GADTypeError(f"optimizer is {shown(optimizer)}: it must be one of this package, such as AdamW")
+
+
+def _given(parameters: Any) -> list[Any]:
+    """A list of the tensors and groups, each with a tuple of its own."""
+    if isinstance(parameters, (Tensor, dict, str)) or not isinstance(parameters, Iterable):
+        raise GADTypeError(
+            f"parameters is {shown(parameters)}: it must be a sequence of tensors or groups, such as [tensor] or, of a "
+            "model of PyTorch, gradaccum.torch.parameters(model)"
+        )
+    given = list(parameters)
+    for index, part in enumerate(given):
+        if isinstance(part, dict):
+            members = part.get("params")
+            if isinstance(members, Tensor) or not isinstance(members, Iterable):
+                raise GADTypeError(
+                    f'parameters[{index}]["params"] is {shown(members)}: it must be a sequence of tensors'
+                )
+            given[index] = {**part, "params": tuple(members)}
+    return given
+
+
 def _flat(parameters: Parameters) -> list[Tensor]:
     """The tensors, and those of the groups."""
     return [x for part in parameters for x in (part["params"] if isinstance(part, dict) else (part,))]
-
-
-def _handles(tensors: Iterable[Tensor]) -> Any:
-    handles = [x.handle for x in tensors]
-    return (c_void_p * len(handles))(*handles)
 
 
 class SGD(Optimizer):
@@ -259,7 +291,7 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         options = _ffi.AdamOptions(
-            learning_rate=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay
+            learning_rate=lr, **_numbers("betas", betas, "beta1", "beta2"), eps=eps, weight_decay=weight_decay
         )
         super().__init__(lib.ga_adam_create, parameters, options)
 
@@ -277,7 +309,7 @@ class AdamW(Optimizer):
         weight_decay: float = 1e-2,
     ) -> None:
         options = _ffi.AdamWOptions(
-            learning_rate=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay
+            learning_rate=lr, **_numbers("betas", betas, "beta1", "beta2"), eps=eps, weight_decay=weight_decay
         )
         super().__init__(lib.ga_adamw_create, parameters, options)
 
@@ -298,8 +330,7 @@ class RAdam(Optimizer):
         options = _ffi.RAdamOptions(
             decoupled_weight_decay=int(decoupled_weight_decay),
             learning_rate=lr,
-            beta1=betas[0],
-            beta2=betas[1],
+            **_numbers("betas", betas, "beta1", "beta2"),
             eps=eps,
             weight_decay=weight_decay,
         )
@@ -323,8 +354,7 @@ class NAdam(Optimizer):
         options = _ffi.NAdamOptions(
             decoupled_weight_decay=int(decoupled_weight_decay),
             learning_rate=lr,
-            beta1=betas[0],
-            beta2=betas[1],
+            **_numbers("betas", betas, "beta1", "beta2"),
             eps=eps,
             weight_decay=weight_decay,
             momentum_decay=momentum_decay,
@@ -344,7 +374,7 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         options = _ffi.LionOptions(
-            learning_rate=lr, beta1=betas[0], beta2=betas[1], weight_decay=weight_decay
+            learning_rate=lr, **_numbers("betas", betas, "beta1", "beta2"), weight_decay=weight_decay
         )
         super().__init__(lib.ga_lion_create, parameters, options)
 
@@ -362,7 +392,7 @@ class LAMB(Optimizer):
         weight_decay: float = 1e-2,
     ) -> None:
         options = _ffi.LAMBOptions(
-            learning_rate=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay
+            learning_rate=lr, **_numbers("betas", betas, "beta1", "beta2"), eps=eps, weight_decay=weight_decay
         )
         super().__init__(lib.ga_lamb_create, parameters, options)
 
@@ -407,13 +437,19 @@ class Adafactor(Optimizer):
         options = _ffi.AdafactorOptions(
             learning_rate=lr,
             beta2_decay=beta2_decay,
-            eps2=eps[1],
             clipping_threshold=d,
             weight_decay=weight_decay,
+            **_numbers("eps", self._eps(eps), "eps1", "eps2"),
         )
-        if eps[0] is not None:
-            options.eps1 = eps[0]
         super().__init__(lib.ga_adafactor_create, parameters, options)
+
+
+    @staticmethod
+    def _eps(eps: Any) -> Any:
+        """With the number that None stands for."""
+        if not isinstance(eps, Sequence) or eps[:1] not in ((None,), [None]):
+            return eps
+        return (_ffi.AdafactorOptions().eps1, *eps[1:])
 
 
 class Muon(Optimizer):
@@ -441,14 +477,15 @@ class Muon(Optimizer):
         adamw_weight_decay: float = 1e-2,
         adamw_parameters: Iterable[Tensor] = (),
     ) -> None:
-        parameters = tuple(parameters)
+        parameters = _given(parameters)
         if adjust_lr_fn is not None and adjust_lr_fn not in _MUON_ADJUSTMENTS:
             raise GAInvalidArgumentError(
                 f"adjust_lr_fn is {adjust_lr_fn!r}: it must be None or one of {', '.join(_MUON_ADJUSTMENTS)}"
             )
-        handles = [x.handle for x in _flat(parameters)]
+        handles = list(handles_of("parameters", _flat(parameters)))
+        own = handles_of("adamw_parameters", adamw_parameters)
         try:
-            places = [handles.index(x.handle) for x in adamw_parameters]
+            places = [handles.index(handle) for handle in own]
         except ValueError:
             raise GAInvalidArgumentError("adamw_parameters holds a tensor that is none of parameters") from None
         options = _ffi.MuonOptions(
@@ -456,18 +493,15 @@ class Muon(Optimizer):
             learning_rate=lr,
             weight_decay=weight_decay,
             momentum=momentum,
-            ns_coefficient_a=ns_coefficients[0],
-            ns_coefficient_b=ns_coefficients[1],
-            ns_coefficient_c=ns_coefficients[2],
+            **_numbers("ns_coefficients", ns_coefficients, *(f"ns_coefficient_{letter}" for letter in "abc")),
             eps=eps,
             ns_steps=ns_steps,
             adjust_lr=_MUON_ADJUSTMENTS[adjust_lr_fn or "original"],
             adamw_learning_rate_ratio=adamw_lr_ratio,
-            adamw_beta1=adamw_betas[0],
-            adamw_beta2=adamw_betas[1],
+            **_numbers("adamw_betas", adamw_betas, "adamw_beta1", "adamw_beta2"),
             adamw_eps=adamw_eps,
             adamw_weight_decay=adamw_weight_decay,
-            adamw_parameters=(c_int64 * len(places))(*places),
+            adamw_parameters=int64_array("adamw_parameters", places),
             adamw_parameter_count=len(places),
         )
         super().__init__(lib.ga_muon_create, parameters, options)
@@ -498,8 +532,7 @@ class AdamW8bit(Optimizer):
     ) -> None:
         options = _ffi.AdamW8bitOptions(
             learning_rate=lr,
-            beta1=betas[0],
-            beta2=betas[1],
+            **_numbers("betas", betas, "beta1", "beta2"),
             eps=eps,
             weight_decay=weight_decay,
             min_8bit_size=min_8bit_size,

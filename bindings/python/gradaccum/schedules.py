@@ -12,6 +12,7 @@ from ctypes import byref, c_double
 from typing import Any, ClassVar
 
 from . import _ffi
+from ._arguments import double_array
 from ._dataclasses import dataclass, field
 from ._ffi import lib
 from .errors import GAInvalidArgumentError
@@ -227,14 +228,14 @@ class Table(Schedule):
     _kind = _ffi.SCHEDULE_TABLE
 
     def _own(self) -> dict[str, Any]:
-        if len(self.times) != len(self.factors):
+        times, factors = double_array("times", self.times), double_array("factors", self.factors)
+        if len(times) != len(factors):
             raise GAInvalidArgumentError(
-                f"times has {len(self.times)} entries and factors {len(self.factors)}: give one for each"
+                f"times has {len(times)} entries and factors {len(factors)}: give one for each"
             )
-        numbers = c_double * len(self.times)
         return {
-            "times": numbers(*self.times),
-            "factors": numbers(*self.factors),
-            "table_count": len(self.times),
+            "times": times,
+            "factors": factors,
+            "table_count": len(times),
             "interpolated": int(self.interpolated),
         }

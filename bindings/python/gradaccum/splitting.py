@@ -8,9 +8,10 @@ from ctypes import byref, c_int64
 from typing import Any, NamedTuple
 
 from . import ops
+from ._arguments import int64_array
 from ._ffi import lib
 from .errors import GAInvalidArgumentError, GAShapeError
-from .tensor import Tensor, int64_array
+from .tensor import Tensor
 
 
 class BatchPart(NamedTuple):
@@ -68,23 +69,23 @@ def split_ranges(
         raise GAInvalidArgumentError(
             f"{' and '.join(given) or 'none'} was given: give one of micro_batches, size and token_budget"
         )
-    if lengths is not None and len(lengths) != samples:
-        raise GAShapeError(f"lengths has {len(lengths)} entries and the batch {samples} samples")
+    tokens = None if lengths is None else int64_array("lengths", lengths)
+    if tokens is not None and len(tokens) != samples:
+        raise GAShapeError(f"lengths has {len(tokens)} entries and the batch {samples} samples")
     if padded and token_budget is None:
         raise GAInvalidArgumentError("padded is for a token_budget: give one, or leave it out")
     count = c_int64()
     arguments: tuple[Any, ...]
     if token_budget is not None:
-        if lengths is None:
+        if tokens is None:
             raise GAInvalidArgumentError("token_budget needs lengths: the tokens of each sample")
-        tokens = int64_array([operator.index(x) for x in lengths])
-        arguments = (tokens, samples, operator.index(token_budget), int(padded))
+        arguments = (tokens, samples, token_budget, int(padded))
         function = lib.ga_split_by_tokens
     elif size is not None:
-        arguments, function = (samples, operator.index(size)), lib.ga_split_by_size
+        arguments, function = (samples, size), lib.ga_split_by_size
     else:
         assert micro_batches is not None
-        arguments, function = (samples, operator.index(micro_batches)), lib.ga_split_by_count
+        arguments, function = (samples, micro_batches), lib.ga_split_by_count
     function(None, 0, byref(count), *arguments)
     boundaries = (c_int64 * (count.value + 1))()
     function(boundaries, len(boundaries), byref(count), *arguments)

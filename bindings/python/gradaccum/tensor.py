@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+import numbers
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import byref, c_double, c_int32, c_int64, c_void_p
 from typing import Any, Union
@@ -13,13 +14,15 @@ from typing import Any, Union
 import numpy as np
 
 from . import _ffi, _python
+from ._arguments import REAL, TENSOR, int64_array, shown
 from ._ffi import lib
-from .errors import GADTypeError, GAInvalidArgumentError, GAUnsupportedError
+from ._handle import Uncopied
+from .errors import GADTypeError, GAInvalidArgumentError, GAOverflowError, GAUnsupportedError
 
 
 class DType(enum.IntEnum):
-    """Element types. numpy has no bfloat16: such tensors are read as the bits, in uint16, and written as those or as
-    the bfloat16 of ml_dtypes."""
+    """Element types. numpy has no bfloat16: such tensors are read as the bits, in uint16, and written as those, as the
+    bfloat16 of ml_dtypes, or from other floating types, which are rounded."""
 
     FLOAT32 = _ffi.FLOAT32
     BFLOAT16 = _ffi.BFLOAT16
@@ -45,35 +48,59 @@ Operand = Union["Tensor", float, int]
 def numpy_dtype_of(array: np.ndarray) -> DType:
     """The element type that a numpy array's has here; uint16 stands for the bits of bfloat16."""
     try:
-        return _FROM_NUMPY[array.dtype]
+        kind = _FROM_NUMPY[array.dtype]
     except (AttributeError, KeyError):
         if not isinstance(getattr(array, "dtype", None), np.dtype):
             raise GADTypeError(f"{type(array).__name__} is no array of numpy: pass np.asarray() of it") from None
-        if _is_bfloat16(array.dtype):
-            return DType.BFLOAT16
-        names = ", ".join(str(dtype) for dtype in _FROM_NUMPY)
-        raise GADTypeError(f"arrays of {array.dtype} are not supported: convert to one of {names}") from None
+        if not _is_bfloat16(array.dtype):
+            raise _unsupported(array.dtype) from None
+        kind = DType.BFLOAT16
+    if type(array) is not np.ndarray:
+        _require_no_mask(array)
+    return kind
+
+
+def _unsupported(dtype: np.dtype[Any]) -> GADTypeError:
+    if not dtype.isnative:
+        return GADTypeError(
+            f"arrays of {dtype.name} in the byte order of another machine are not supported: convert by "
+            'astype(dtype.newbyteorder("="))'
+        )
+    names = ", ".join(str(dtype) for dtype in _FROM_NUMPY)
+    return GADTypeError(f"arrays of {dtype} are not supported: convert to one of {names}")
+
+
+def _require_no_mask(array: object) -> None:
+    if isinstance(array, np.ma.MaskedArray):
+        raise GADTypeError("a masked array is given, whose mask would be lost: pass its filled(), or its data")
 
 
 def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether it is the bfloat16 that ml_dtypes adds to numpy, which JAX uses."""
-    return dtype.name == "bfloat16" and dtype.itemsize == 2
+    """Whether it is the bfloat16 that ml_dtypes adds to numpy, which JAX uses, in this machine's byte order."""
+    return dtype.name == "bfloat16" and dtype.itemsize == 2 and dtype.isnative
+
+
+def _is_real(dtype: np.dtype[Any]) -> bool:
+    """Whether it is a floating type of numpy, or bfloat16 in any byte order."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def _as_bits(array: np.ndarray) -> np.ndarray:
-    """The same memory, in a type that numpy has."""
-    return array.view(np.uint16) if _is_bfloat16(array.dtype) else array
+    """The elements as bfloat16, in the type that numpy has for it: where they lie if they are that, or are the bits."""
+    if _is_bfloat16(array.dtype):
+        return array.view(np.uint16)
+    if _is_real(array.dtype):
+        array = make(lib.ga_cast, tensor(array.astype(np.float32)), DType.BFLOAT16).numpy()
+    return array.astype(np.uint16, copy=False)
 
 
-def int64_array(values: Sequence[int]) -> Any:
-    return (c_int64 * len(values))(*values)
-
-
-class Tensor:
+class Tensor(Uncopied):
     """A handle on a tensor of the library. It is freed with the last reference, by close(), or by the scope
     that it was made in; the memory goes when no view, graph or accumulator needs it any more."""
 
-    __slots__ = ("_address", "_finalizer", "_shape", "__weakref__")
+    __slots__ = ("_address", "_as_parameter_", "_finalizer", "_shape", "__weakref__")
+
+    _COPIED = "its numpy()"
 
     # numpy leaves operators with arrays to this class, through which gradients flow.
     __array_ufunc__ = None
@@ -81,6 +108,8 @@ class Tensor:
     def __init__(self, address: int) -> None:
         """Takes over a handle that the library made. Users call tensor(), from_numpy() or zeros()."""
         self._address: int | None = address
+        # How ctypes takes the tensor until it is closed: for an address alone, as an integer would be one for a number too.
+        self._as_parameter_ = c_void_p(address)
         self._shape: tuple[int, ...] | None = None
         self._finalizer = weakref.finalize(self, lib.ga_tensor_free, address)
         scopes = _open_scopes()
@@ -110,13 +139,18 @@ class Tensor:
 
     def close(self) -> None:
         """Frees the handle now. Closing twice does nothing."""
-        self._address = None
+        self._end()
         self._finalizer()
 
     def _forget(self) -> None:
         """The library has freed the handle itself."""
-        self._address = None
+        self._end()
         self._finalizer.detach()
+
+    def _end(self) -> None:
+        if self._address is not None:
+            self._address = None
+            del self._as_parameter_
 
     def __enter__(self) -> Tensor:
         return self
@@ -128,12 +162,12 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        handle = self.handle
+        handle = self.handle  # of a closed one there is no shape
         if self._shape is None:
             rank = c_int32()
-            lib.ga_tensor_rank(handle, byref(rank))
+            lib.ga_tensor_rank(self, byref(rank))
             sizes = (c_int64 * rank.value)()
-            lib.ga_tensor_shape(handle, sizes, rank)
+            lib.ga_tensor_shape(self, sizes, rank.value)
             self._shape = tuple(sizes)
         return self._shape
 
@@ -141,34 +175,36 @@ class Tensor:
     def strides(self) -> tuple[int, ...]:
         """In elements, as everywhere in the library; numpy's are in bytes."""
         strides = (c_int64 * len(self.shape))()
-        lib.ga_tensor_strides(self.handle, strides, len(strides))
+        lib.ga_tensor_strides(self, strides, len(strides))
         return tuple(strides)
 
     @property
     def dtype(self) -> DType:
         value = c_int32()
-        lib.ga_tensor_dtype(self.handle, byref(value))
+        lib.ga_tensor_dtype(self, byref(value))
         return DType(value.value)
 
     @property
     def size(self) -> int:
         value = c_int64()
-        lib.ga_tensor_element_count(self.handle, byref(value))
+        lib.ga_tensor_element_count(self, byref(value))
         return value.value
 
     @property
     def requires_grad(self) -> bool:
         value = c_int32()
-        lib.ga_tensor_requires_grad(self.handle, byref(value))
+        lib.ga_tensor_requires_grad(self, byref(value))
         return value.value != 0
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
-        lib.ga_tensor_set_requires_grad(self.handle, int(value))
+        lib.ga_tensor_set_requires_grad(self, int(value))
 
     def set_name(self, name: str) -> Tensor:
         """Names the tensor for error sentences."""
-        lib.ga_tensor_set_name(self.handle, name.encode())
+        if not isinstance(name, str):
+            raise GADTypeError(f"name is {shown(name)}: it must be text")
+        lib.ga_tensor_set_name(self, name.encode())
         return self
 
     def __repr__(self) -> str:
@@ -181,13 +217,13 @@ class Tensor:
         """Whether the library refuses to write to the elements. Setting it, to True only, holds for all tensors on
         the same memory."""
         value = c_int32()
-        lib.ga_tensor_read_only(self.handle, byref(value))
+        lib.ga_tensor_read_only(self, byref(value))
         return value.value != 0
 
     @read_only.setter
     def read_only(self, value: bool) -> None:
         if value:
-            lib.ga_tensor_set_read_only(self.handle)
+            lib.ga_tensor_set_read_only(self)
         elif self.read_only:
             raise GAInvalidArgumentError("read_only is False, but the tensor is read-only for good: copy it")
 
@@ -195,11 +231,11 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The same memory as a numpy array, which keeps it alive, also when the tensor is closed. bfloat16 is uint16
-        there, or with that dtype the bfloat16 of ml_dtypes. No gradient flows through it."""
+        there, or with that dtype the bfloat16 of ml_dtypes; of other types it is a copy. No gradient flows through it."""
         bits = _TO_NUMPY[self.dtype]
         wanted = bits if dtype is None else np.dtype(dtype)
         address = c_void_p()
-        lib.ga_tensor_data(self.handle, byref(address))
+        lib.ga_tensor_data(self, byref(address))
         interface = {
             "version": 3,
             "shape": self.shape,
@@ -214,6 +250,8 @@ class Tensor:
             return array.copy() if copy else array
         if copy is False:
             raise ValueError(f"the elements are {array.dtype}, so {wanted} needs a copy: leave copy out")
+        if self.dtype == DType.BFLOAT16 and _is_real(wanted):
+            array = np.asarray(np.left_shift(array, 16, dtype=np.uint32)).view(np.float32)
         return array.astype(wanted)
 
     def __dlpack__(
@@ -246,7 +284,7 @@ class Tensor:
         """The address of a new struct of DLPack on this memory, or on a copy."""
         out = c_void_p()
         function = lib.ga_tensor_to_dlpack if versioned else lib.ga_tensor_to_dlpack_unversioned
-        function(byref(out), self.handle, int(copy))
+        function(byref(out), self, int(copy))
         assert out.value is not None
         return out.value
 
@@ -255,39 +293,40 @@ class Tensor:
     def numpy(self) -> np.ndarray:
         """A copy of the elements; np.asarray of a tensor shares its memory."""
         array: np.ndarray = np.empty(self.shape, _TO_NUMPY[self.dtype])
-        lib.ga_tensor_copy_out(self.handle, array.ctypes.data, array.nbytes)
+        lib.ga_tensor_copy_out(self, array.ctypes.data, array.nbytes)
         return array
 
     def item(self) -> float:
         """The single element."""
         value = c_double()
-        lib.ga_tensor_item(self.handle, byref(value))
+        lib.ga_tensor_item(self, byref(value))
         return value.value
 
     def copy_(self, array: Any) -> Tensor:
         """Copies the elements of an array of the same shape in."""
+        _require_no_mask(array)
         given = _as_bits(np.asarray(array)) if self.dtype == DType.BFLOAT16 else array
         source = np.ascontiguousarray(given, _TO_NUMPY[self.dtype]).reshape(np.shape(given))
         if source.shape != self.shape:
             raise GAInvalidArgumentError(f"array has shape {source.shape} and the tensor {self.shape}")
-        lib.ga_tensor_copy_in(self.handle, source.ctypes.data, source.nbytes)
+        lib.ga_tensor_copy_in(self, source.ctypes.data, source.nbytes)
         return self
 
     def fill_(self, value: float) -> Tensor:
-        lib.ga_tensor_fill(self.handle, value)
+        lib.ga_tensor_fill(self, value)
         return self
 
     def normal_(self, mean: float = 0.0, std: float = 1.0, *, seed: int) -> Tensor:
-        lib.ga_tensor_fill_normal(self.handle, mean, std, seed)
+        lib.ga_tensor_fill_normal(self, mean, std, seed)
         return self
 
     def uniform_(self, low: float = 0.0, high: float = 1.0, *, seed: int) -> Tensor:
-        lib.ga_tensor_fill_uniform(self.handle, low, high, seed)
+        lib.ga_tensor_fill_uniform(self, low, high, seed)
         return self
 
     def detach(self) -> Tensor:
         """A tensor on the same memory that no gradient flows through."""
-        return make(lib.ga_tensor_detach, self.handle)
+        return make(lib.ga_tensor_detach, self)
 
     # ------ operators ------
 
@@ -327,18 +366,52 @@ def make(function: Callable[..., int], *arguments: Any) -> Tensor:
     return Tensor(out.value)
 
 
+def handles_of(name: str, tensors: Iterable[Tensor]) -> Any:
+    """An array of the handles of tensors, of a sequence that sentences call by its name."""
+    listed = list(tensors)
+    try:
+        return (c_void_p * len(listed))(*[x.handle for x in listed])
+    except (AttributeError, TypeError):
+        for index, x in enumerate(listed):
+            if not isinstance(x, Tensor):
+                raise TENSOR.refusal(f"{name}[{index}]", x) from None
+        raise
+
+
 def _binary(function: Callable[..., int], a: Operand, b: Operand) -> Tensor:
-    a, b = (x if isinstance(x, Tensor) else tensor(np.float32(x)) for x in (a, b))
-    return make(function, a.handle, b.handle)
+    """What an operator returns, which for what is no operand is a word for Python to try, and then refuse, the other's."""
+    if not (_is_operand(a) and _is_operand(b)):
+        unknown: Any = NotImplemented
+        return unknown  # type: ignore[no-any-return]
+    return make(function, *(x if isinstance(x, Tensor) else _constant(x) for x in (a, b)))
+
+
+def _is_operand(x: object) -> bool:
+    """Whether it is a tensor, a real number, or an array of real numbers."""
+    if isinstance(x, (Tensor, float, int, numbers.Real)):
+        return True
+    dtype = getattr(x, "dtype", None)
+    return isinstance(dtype, np.dtype) and (dtype.kind in "biuf" or _is_bfloat16(dtype))
+
+
+def _constant(x: Any) -> Tensor:
+    """A number, or an array of numbers, as an operand."""
+    try:
+        return tensor(np.asarray(x).astype(np.float32) if hasattr(x, "dtype") else np.float32(x))
+    except OverflowError:
+        raise GAOverflowError(f"the operand {shown(x)} is too large for a float") from None
 
 
 # ====== Making tensors ======
 
 
 def tensor(data: Any, *, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
-    """A tensor with a copy of the elements. Without dtype, float64 becomes float32."""
+    """A tensor with a copy of the elements. Without dtype, float64 becomes float32. Integers are taken for the bits of
+    bfloat16."""
+    if type(data) is not np.ndarray:
+        _require_no_mask(data)
     array = np.asarray(data)
-    if _is_bfloat16(array.dtype) and dtype in (None, DType.BFLOAT16):
+    if dtype == DType.BFLOAT16 or (dtype is None and _is_bfloat16(array.dtype)):
         array, dtype = _as_bits(array), DType.BFLOAT16
     elif dtype is not None:
         array = array.astype(_TO_NUMPY[dtype], copy=False)
@@ -346,7 +419,7 @@ def tensor(data: Any, *, dtype: DType | None = None, requires_grad: bool = False
         array = array.astype(np.float32)
     kind = numpy_dtype_of(array) if dtype is None else dtype
     contiguous = np.ascontiguousarray(array)  # at least one axis, so the shape is taken from the original
-    shape = int64_array(array.shape)
+    shape = (c_int64 * array.ndim)(*array.shape)
     made = make(lib.ga_tensor_from_data, _ffi.DEVICE_CPU, kind, array.ndim, shape, contiguous.ctypes.data)
     if requires_grad:
         made.requires_grad = True
@@ -354,7 +427,8 @@ def tensor(data: Any, *, dtype: DType | None = None, requires_grad: bool = False
 
 
 def zeros(shape: Sequence[int], *, dtype: DType = float32, requires_grad: bool = False) -> Tensor:
-    made = make(lib.ga_tensor_create, _ffi.DEVICE_CPU, dtype, len(shape), int64_array(shape))
+    sizes = int64_array("shape", shape)
+    made = make(lib.ga_tensor_create, _ffi.DEVICE_CPU, dtype, len(sizes), sizes)
     if requires_grad:
         made.requires_grad = True
     return made
@@ -364,15 +438,22 @@ def from_numpy(array: Any, *, requires_grad: bool = False) -> Tensor:
     """A tensor on the array's own memory: what one writes, the other sees. The array is kept alive for as
     long as the tensor, or anything made from it, needs its memory. Of a read-only array the tensor is read-only.
 
-    array: of numpy, of the bfloat16 of ml_dtypes too, or of what has numpy's array interface.
+    array: of numpy, of the bfloat16 of ml_dtypes too, or of what has numpy's array interface or Python's buffers. Of
+    anything else, such as a list or an array that is spread over devices, numpy would make a copy: use tensor().
     """
-    array = np.asarray(array)
+    array = _shared(array)
     kind = numpy_dtype_of(array)
+    array = np.asarray(array)
     if any(stride % array.itemsize for stride in array.strides):
         raise GAInvalidArgumentError(
             "array has strides that are no multiple of its element size: use tensor()"
         )
-    strides = int64_array([stride // array.itemsize for stride in array.strides])
+    if any(stride < 0 for stride in array.strides):
+        raise GAInvalidArgumentError(
+            f"array has the strides {array.strides}, and those below 0, as of array[::-1], are not supported: pass "
+            "np.ascontiguousarray(array), or use tensor(), which both copy"
+        )
+    strides = (c_int64 * array.ndim)(*[stride // array.itemsize for stride in array.strides])
     owner = _python.lend(array)
     try:
         made = make(
@@ -380,7 +461,7 @@ def from_numpy(array: Any, *, requires_grad: bool = False) -> Tensor:
             _ffi.DEVICE_CPU,
             kind,
             array.ndim,
-            int64_array(array.shape),
+            (c_int64 * array.ndim)(*array.shape),
             strides,
             array.ctypes.data,
             _python.release,
@@ -394,6 +475,22 @@ def from_numpy(array: Any, *, requires_grad: bool = False) -> Tensor:
     if requires_grad:
         made.requires_grad = True
     return made
+
+
+def _shared(x: Any) -> np.ndarray:
+    """An array on the memory of an object. numpy makes one of nearly everything, but then on a copy."""
+    if isinstance(x, np.ndarray):
+        return x
+    if not isinstance(x, np.generic):  # which is a copy of an element
+        if hasattr(x, "__array_interface__") or hasattr(x, "__array_struct__"):
+            return np.asarray(x)
+        try:
+            return np.asarray(memoryview(x))
+        except (TypeError, ValueError, BufferError):
+            pass
+    raise GADTypeError(
+        f"array is {shown(x)}, whose memory numpy cannot share: use tensor(), which copies, or from_dlpack()"
+    )
 
 
 def from_dlpack(x: Any, *, read_only: bool | None = None, requires_grad: bool = False) -> Tensor:
@@ -470,12 +567,14 @@ def _open_scopes() -> list[Scope]:
     return scopes
 
 
-class Scope:
+class Scope(Uncopied):
     """Frees the tensors made in a with block at its end, except those given to keep().
 
     Python frees a tensor with its last reference anyway; a scope does so at a known place, whatever still
     refers to it, and leaves such tensors closed.
     """
+
+    _COPIED = "what it keeps"
 
     def __init__(self) -> None:
         self._address: int | None = None
@@ -484,6 +583,7 @@ class Scope:
 
     def keep(self, kept: Tensor) -> Tensor:
         """Lets a tensor outlive the scope, in the one around it if there is one."""
+        TENSOR.checked("kept", kept)
         self._kept.append(kept)
         return kept
 
@@ -496,7 +596,7 @@ class Scope:
 
     def __exit__(self, *exception: object) -> None:
         kept = [x for x in self._kept if not x.closed]
-        lib.ga_scope_close(self._address, (c_void_p * len(kept))(*(x.handle for x in kept)), len(kept))
+        lib.ga_scope_close(self._address, handles_of("keep", kept), len(kept))
         scopes = _open_scopes()
         scopes.remove(self)
         for made in list(self._made):
@@ -517,4 +617,4 @@ def no_grad() -> Iterator[None]:
     try:
         yield
     finally:
-        lib.ga_set_recording(before)
+        lib.ga_set_recording(before.value)

@@ -45,7 +45,7 @@ from .accumulator import Accumulator as _Accumulator
 from .accumulator import Tail
 from .errors import GADTypeError, GAInvalidArgumentError, GAStateError, GAUnsupportedError
 from .micro_batch import MicroBatch as _MicroBatch
-from .optim import Optimizer
+from .optim import Optimizer, require_optimizer
 from .report import Outcome, Report
 from .tensor import DType
 
@@ -207,6 +207,7 @@ class Accumulator(_Accumulator):
         fold_in_backward: bool = True,
         **options: Any,
     ) -> None:
+        require_optimizer(optimizer)
         self._parameters: list[Parameter] = []
         self._isolated = isolated
         self._folds_in_backward = fold_in_backward
