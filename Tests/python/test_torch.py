@@ -517,10 +517,15 @@ def test_parameters_are_not_copied():
                 how(what)
 
 
-def test_parameters_of_pytorch_are_refused_with_what_to_do():
+def test_arguments_of_other_types_are_refused_with_what_to_do():
     for what in (mlp(), mlp().parameters(), list(mlp().parameters())):
         with pytest.raises(ga.GADTypeError, match=r"parameters.*gradaccum\.torch\.parameters\(\)"):
             ga.AdamW(what)
+    for wrong, error in (("a", ga.GADTypeError), (10**400, ga.GAOverflowError)):
+        with pytest.raises(error, match="weight is"):
+            adamw(mlp()).micro_batch(weight=wrong)
+        with pytest.raises(error, match="loss_scale is"):
+            adamw(mlp()).micro_batch(weight=1, loss_scale=wrong)
     with pytest.raises(ga.GADTypeError, match="optimizer is .*AdamW"):
         gat.Accumulator(torch.optim.AdamW(mlp().parameters()))
 

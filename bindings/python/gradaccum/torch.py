@@ -39,6 +39,7 @@ import numpy as np
 import torch
 
 from . import _ffi
+from ._arguments import REAL
 from ._ffi import lib
 from ._torch_parameters import DTYPES, Parameter, parameters, require_in_their_models
 from .accumulator import Accumulator as _Accumulator
@@ -71,7 +72,7 @@ class MicroBatch(_MicroBatch):
     def __init__(self, accumulator: Accumulator, weight: float | None, loss_scale: float | None) -> None:
         accumulator._require_no_gradients()
         accumulator._require_alone()
-        if loss_scale is not None and not 2.0**-64 <= loss_scale <= 2.0**64:
+        if loss_scale is not None and not 2.0**-64 <= REAL.checked("loss_scale", loss_scale) <= 2.0**64:
             raise GAInvalidArgumentError(f"loss_scale is {loss_scale}: it must be in 2^-64 ... 2^64")
         _require_weight(weight)
         super().__init__(accumulator, weight)
@@ -177,7 +178,7 @@ class MicroBatch(_MicroBatch):
 
 
 def _require_weight(weight: float | None) -> None:
-    if weight is not None and not (math.isfinite(weight) and weight >= 0):
+    if weight is not None and not (math.isfinite(REAL.checked("weight", weight)) and weight >= 0):
         raise GAInvalidArgumentError(f"weight is {weight}: it must be finite and at least 0")
 
 
