@@ -178,6 +178,27 @@ def test_weight_may_come_after_backward(options, scaled):
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("options", [{"isolated": True}, {"fold_in_backward": False}], ids=str)
+def test_weight_that_turns_out_to_be_nothing_adds_nothing(options, scaled):
+    """The mean over no token is 0 / 0, which is no overflow."""
+    expected, loss, _ = whole_batch()
+    model = model_of()
+    scaler = ga.LossScaler(2.0**10) if scaled else None
+    accumulator = sgd(model, accumulation_steps=2, loss_scaler=scaler, on_non_finite="raise", **options)
+    for y, weight in ((torch.full_like(Y, -100), 0), (Y, 9)):
+        with accumulator.micro_batch() as micro_batch:
+            micro_batch.backward(loss_of(model, X, y))
+            micro_batch.set_weight(weight)
+            if weight == 0:
+                micro_batch.backward(loss_of(model, X, y))
+    report = accumulator.last_report
+    assert report.outcome == ga.Outcome.APPLIED and (report.weight, report.micro_batches) == (9, 2)
+    assert report.loss == pytest.approx(loss, rel=1e-6) and report.loss_scale == (2.0**10 if scaled else 1)
+    for ours, theirs in zip(model.parameters(), expected.parameters()):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_weight_of_a_sum_may_come_after_the_micro_batch():
     expected, _, norm = whole_batch()
     model = model_of()

@@ -132,6 +132,13 @@ class MicroBatch(_MicroBatch):
                 "come later"
             )
         _require_weight(weight)
+        if weight == 0 and self._is_weight_of_commit:
+            # A mean over nothing is no number, nor is 0 times that: what was added is taken back.
+            super().abort()
+            lib.ga_micro_batch_begin(self._torch.handle)
+            self._torch._open = self
+            self._number += 1
+            self._is_weight_of_commit = False
         self._weight = weight
         self._scale = self._factor()
 
