@@ -93,13 +93,18 @@ def main() -> None:
     times, results = timed_updates(update, batches, wanted)
     reports += results
     after = ga.memory_usage()
+    # The rest of what is live between updates is the optimizer's.
+    parameter_bytes, sum_bytes = 4 * config.parameter_count(), reports[-1].accumulator_bytes
     answer(
         {
             **times,
             "losses": [report.loss for report in reports],
             "gradient_norms": [report.gradient_norm for report in reports],
             "peak_mib": peak_rss_mib(),
-            "library_peak_bytes": after.peak_bytes,
+            "tensor_peak_bytes": after.peak_bytes,
+            "parameter_bytes": parameter_bytes,
+            "state_bytes": after.live_bytes - parameter_bytes - sum_bytes,
+            "sum_bytes": sum_bytes,
             "allocator_calls": after.allocator_calls - memory.allocator_calls,
             "tokens": config.tokens,
             "flops": config.flops(),

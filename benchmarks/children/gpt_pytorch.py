@@ -1,15 +1,21 @@
-"""Trains the GPT with PyTorch, as its users do on a CPU, and prints the seconds of each update."""
+"""Trains the GPT with PyTorch, as its users do on a CPU, and prints the seconds of each update.
+
+With count_bytes it also prints the bytes of tensors, by PyTorch's profiler, which takes memory itself: the peak
+resident set is then not that of the training.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from gpt_config import BETAS, EPS, LAYER_NORM_EPS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, GPTConfig
@@ -65,8 +71,21 @@ def exact_norm(parameters: Iterable[nn.Parameter]) -> float:
     return math.sqrt(sum(piece.double().square().sum().item() for piece in pieces))
 
 
-def main() -> None:
-    wanted = settings()
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def peak_bytes(recorded: profile) -> int:
+    """The most bytes that tensors, and what operations work in, had at a time since the profiler was started."""
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def train(wanted: dict[str, Any]) -> dict[str, Any]:
     config = GPTConfig(**wanted["config"])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     gpt = GPT(config, checkpointing=wanted.get("checkpointing", False))
@@ -74,6 +93,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(
         gpt.parameters(), lr=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, fused=True
     )
+    held = {"parameter_bytes": bytes_of(gpt.parameters())}
 
     def update(micro_batches: list[tuple[np.ndarray, np.ndarray]], *, exact: bool = False) -> tuple[float, float]:
         total = 0.0
@@ -83,7 +103,10 @@ def main() -> None:
                 loss = loss_of(torch.from_numpy(tokens), torch.from_numpy(targets))
             (loss / weight).backward()
             total += loss.item()
-        reported = exact_norm(gpt.parameters()) if exact else None
+        reported = None
+        if exact:
+            reported = exact_norm(gpt.parameters())
+            held["sum_bytes"] = bytes_of(x.grad for x in gpt.parameters())
         norm = torch.nn.utils.clip_grad_norm_(gpt.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -93,7 +116,18 @@ def main() -> None:
     reports = [update(next(batches)[: wanted["warm_up"]], exact=True)]
     times, results = timed_updates(update, batches, wanted)
     losses, norms = zip(*reports, *results)
-    answer({**times, "losses": losses, "gradient_norms": norms, "peak_mib": peak_rss_mib()})
+    held["state_bytes"] = bytes_of(array for state in optimizer.state.values() for array in state.values())
+    return {**times, **held, "losses": losses, "gradient_norms": norms, "peak_mib": peak_rss_mib()}
+
+
+def main() -> None:
+    wanted = settings()
+    if wanted.get("count_bytes"):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            found = train(wanted)
+        answer({**found, "tensor_peak_bytes": peak_bytes(recorded)})
+    else:
+        answer(train(wanted))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def run(lab: Lab, window: int) -> Answer:
 
 def measure(lab: Lab) -> Measured:
     short, long = run(lab, 1), run(lab, LONG)
-    ours, peer = (answer["library_peak_bytes"] / 2**20 for answer in (long, short))
+    ours, peer = (answer["tensor_peak_bytes"] / 2**20 for answer in (long, short))
     notes = [
         f"the peer is ours with a window of 1; resident sets {long['peak_mib']:.1f} and {short['peak_mib']:.1f} MiB"
     ]
