@@ -7,7 +7,7 @@ samples, of so many that it is reached in backward and not at the step.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from lab.lab import Lab
@@ -35,7 +35,8 @@ OURS: dict[str, dict[str, Any]] = {
 class Memory:
     """In MiB: the peak resident set of the process, and the bytes of tensors at their peak with what is in them.
 
-    Sums are those that last from one micro-batch to the next. The rest is what one micro-batch takes.
+    Sums are those that last from one micro-batch to the next: a full batch has none. The rest is what one micro-batch
+    takes.
     """
 
     resident: float
@@ -74,7 +75,8 @@ def full_batch(lab: Lab) -> Memory:
     few, many = (
         astuple(Memory.of(train(lab, "eager", batch, 1), count_pytorch(lab, batch, 1))) for batch in (FEW, MANY)
     )
-    return Memory(*(b + (SAMPLES - MANY) * (b - a) / (MANY - FEW) for a, b in zip(few, many)))
+    full = Memory(*(b + (SAMPLES - MANY) * (b - a) / (MANY - FEW) for a, b in zip(few, many)))
+    return replace(full, sums=0.0)
 
 
 def compare(name: str, answer: Answer, peer: Answer) -> list[str]:
