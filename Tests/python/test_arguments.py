@@ -293,6 +293,73 @@ def test_other_kinds_are_refused_by_name(call, name):
         assert isinstance(caught.value, (TypeError, ValueError))
 
 
+def opened() -> ga.Accumulator:
+    accumulator = window()
+    accumulator.micro_batch()
+    return accumulator
+
+
+def assigned(name: str, to: Callable[[], object]) -> Call:
+    return lambda x: setattr(to(), name, x)
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "needed"),
+    [
+        (lambda x: window(isolated=x), "isolated", "True or False"),
+        (lambda x: window(count_underflow=x), "count_underflow", "True or False"),
+        (lambda x: ga.sum(matrix(), keepdims=x), "keepdims", "True or False"),
+        (lambda x: ga.LossScaler(dynamic=x), "dynamic", "True or False"),
+        (assigned("requires_grad", matrix), "requires_grad", "True or False"),
+        (lambda x: window(normalization=x), "normalization", "'weight' or 'sum'"),
+        (lambda x: window(loss_reduction=x), "loss_reduction", "'sum' or 'mean'"),
+        (lambda x: window().end_data(x), "tail", "'step' or"),
+        (lambda x: window().optimizer.clock(x), "clock", "'updates' or 'weight'"),
+        (lambda x: window(skip_handler=x), "skip_handler", "a function"),
+        (lambda x: window(retry_handler=x), "retry_handler", "a function"),
+        (lambda x: ga.checkpoint(x, matrix()), "function", "a function"),
+        (lambda x: ga.CustomOptimizer([matrix()], x), "rule", "a function"),
+        (lambda x: window(loss_scaler=x), "loss_scaler", "a LossScaler"),
+        (assigned("schedule", lambda: window().optimizer), "schedule", "one of gradaccum.schedules"),
+        (assigned("scaling", lambda: window().optimizer), "scaling", "a BatchScaling"),
+        (lambda x: window().load_state_dict(x), "state_dict", "what state_dict"),
+        (lambda x: ga.WeightAverage(window().optimizer).load_state_dict(x), "state_dict", "what state_dict"),
+        (lambda x: ga.LossScaler().load_state_dict(x), "state", "what state_dict"),
+        (lambda x: ga.tensor([1.0], dtype=x), "dtype", "a DType"),
+        (lambda x: window().accumulate_gradients([np.ones(2, np.float32)], 0.0, 1.0, dtype=x), "dtype", "a DType"),
+        (lambda x: opened().accumulate_gradient(x, np.ones(2, np.float32)), "index", "a whole number"),
+        (lambda x: ga.Tensor.borrow(x), "handle", "the address"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_flags_words_functions_and_objects_are_of_their_kinds(call, name, needed):
+    for value in ("no", [], object()):
+        with pytest.raises(ga.GAError, match=f"{name} is .*: it must be .*{needed}") as caught:
+            call(value)
+        assert isinstance(caught.value, (TypeError, ValueError))
+
+
+def test_what_is_no_array_is_refused():
+    for arrays in (5, None, matrix()):
+        for call in (
+            lambda: window().accumulate_gradients(arrays, 0.0, 1.0),
+            lambda: ga.LossScaler().unscale(arrays, 1.0),
+        ):
+            with pytest.raises(ga.GADTypeError, match="arrays is .*: it must be a sequence"):
+                call()
+    for data in ("abc", None, [[1], [1, 2]], 2**70, [1j], [object()]):
+        for call in (
+            lambda: ga.tensor(data),
+            lambda: ga.tensor(data, dtype=ga.float32),
+            lambda: ga.zeros((2,)).copy_(data),
+        ):
+            with pytest.raises(ga.GAError, match="are not supported|no array of numbers") as caught:
+                call()
+            assert isinstance(caught.value, (TypeError, ValueError))
+    with pytest.raises(ga.GADTypeError, match="list is no array of numpy"):
+        opened().accumulate_gradient(0, [1.0, 2.0])
+
+
 def test_what_is_refused_leaves_no_trace():
     accumulator = window()
     for weight in ("a", 10**400, -1.0):

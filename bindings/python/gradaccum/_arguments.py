@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ctypes import c_double, c_int32, c_int64, c_uint64, c_void_p
 from numbers import Integral
 from typing import Any
 
-from .errors import GADTypeError, GAError, GAOverflowError
+import numpy as np
+
+from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAOverflowError
 
 
 def shown(value: object) -> str:
@@ -92,6 +94,30 @@ def explain(kinds: Sequence[Any], names: str, arguments: Sequence[Any], found: G
             except GAError as error:
                 return error
     return found
+
+
+# ====== What ctypes does not see ======
+
+
+def flag(name: str, value: object) -> int:
+    """An integer of the library for what is on or off: True, False, 1 or 0."""
+    if isinstance(value, (int, np.bool_)):
+        return int(value)
+    raise GADTypeError(f"{name} is {shown(value)}: it must be True or False")
+
+
+def constant_of(name: str, value: str, constants: Mapping[str, int]) -> int:
+    """The constant of the C library for a word."""
+    if not isinstance(value, str) or value not in constants:
+        words = " or ".join(repr(word) for word in constants)
+        raise GAInvalidArgumentError(f"{name} is {value!r}: it must be {words}")
+    return constants[value]
+
+
+def require(name: str, value: object, kind: Any, needed: str) -> None:
+    """Errors: GADTypeError if it is not of a type of Python, for which sentences have words."""
+    if not isinstance(value, kind):
+        raise GADTypeError(f"{name} is {shown(value)}: it must be {needed}")
 
 
 # ====== Arrays ======

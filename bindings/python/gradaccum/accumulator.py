@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from ctypes import POINTER, byref, c_double, c_int32, c_int64, c_void_p
 from typing import Any, Literal
 
 import numpy as np
 
 from . import _ffi, _python
-from ._arguments import INT32, double_array, int64_array
+from ._arguments import INT32, INT64, constant_of, double_array, flag, int64_array, require
 from ._ffi import lib
 from ._handle import Handle
 from .errors import GADTypeError, GAError, GAInvalidArgumentError, GAShapeError, GAStateError
@@ -21,8 +21,8 @@ from .micro_batch import MicroBatch
 from .ops import reduction_constant
 from .optim import Optimizer, require_optimizer
 from .report import Decision, Outcome, Report
-from .schedules import clock_constant, constant_of
-from .tensor import DType, Tensor, make, numpy_dtype_of
+from .schedules import clock_constant
+from .tensor import DType, Tensor, dtype_of, make, numpy_dtype_of
 
 
 SkipHandler = Callable[[Report], Decision]
@@ -133,7 +133,7 @@ class Accumulator(Handle):
             agc_clipping=agc_clipping,
             agc_eps=agc_eps,
             loss_reduction=reduction_constant("loss_reduction", loss_reduction),
-            isolated=int(isolated),
+            isolated=flag("isolated", isolated),
             normalization=constant_of("normalization", normalization, _NORMALIZATIONS),
             accumulate_into=constant_of("accumulate_into", accumulate_into, _DESTINATIONS),
             on_non_finite=constant_of("on_non_finite", on_non_finite, _ON_NON_FINITE),
@@ -142,7 +142,7 @@ class Accumulator(Handle):
             max_norm_z_score=max_norm_z_score,
             outlier_warmup=outlier_warmup,
             sum_format=constant_of("sum_format", sum_format, _SUM_FORMATS),
-            count_underflow=int(count_underflow),
+            count_underflow=flag("count_underflow", count_underflow),
         )
         require_optimizer(optimizer)
         out = c_void_p()
@@ -239,7 +239,7 @@ class Accumulator(Handle):
         lib.ga_accumulator_set_ramp(
             self.handle,
             clock_constant(clock),
-            int(interpolated),
+            flag("interpolated", interpolated),
             given,
             steps,
             len(given),
@@ -263,7 +263,9 @@ class Accumulator(Handle):
         """Adds gradients that the caller computed, one array per parameter in the optimizer's order; None
         adds nothing for that parameter. Arrays that are contiguous are read where they are. scale: the loss scale
         that they carry, 1 for none, whatever that of the window is."""
-        addresses, kind, held = self._gathered(arrays, dtype)
+        if not isinstance(arrays, (list, tuple)):
+            require("arrays", arrays, Collection, "a sequence of arrays, or None, in the order of the parameters")
+        addresses, kind, held = self._gathered(arrays, None if dtype is None else dtype_of(dtype))
         self._has_ended = False
         self._call(
             lib.ga_accumulate_scaled_gradients, addresses, len(arrays), kind, scale, loss, _weight(weight)
@@ -317,10 +319,12 @@ class Accumulator(Handle):
         """Adds the gradient of one parameter to the open micro-batch, for a loop whose gradients appear one after
         another. accumulate_gradients with None for every array gives the loss and the weight, which a commit needs.
         scale: what the array is multiplied by, which is the weight where it is a mean."""
+        kind = numpy_dtype_of(array)
+        if not isinstance(index, int):
+            index = INT64.checked("index", index)
         parameters = self.optimizer.parameters
         if 0 <= index < len(parameters) and array.shape != parameters[index].shape:
             raise GAShapeError(f"array has shape {array.shape} and its parameter {parameters[index].shape}")
-        kind = numpy_dtype_of(array)
         held = np.ascontiguousarray(array)  # lives until the call is over
         lib.ga_accumulate_gradient(self.handle, index, held.ctypes.data, kind, scale)
 
@@ -439,6 +443,7 @@ class Accumulator(Handle):
                 return _ffi.DECISION_RAISE
 
         self._require_own("skip handler")
+        require("skip_handler", handler, (Callable, type(None)), "a function, or None")
         this = weakref.ref(self)
         callback = _ffi.SkipFn() if handler is None else _ffi.SkipFn(decide)
         lib.ga_accumulator_set_skip_handler(self.handle, callback, None)
@@ -447,6 +452,7 @@ class Accumulator(Handle):
     def set_loss_scaler(self, scaler: LossScaler | None) -> None:
         """Multiplies losses by the scale of a scaler, from the next window on; None ends that. Sums then hold scaled
         gradients, which the step divides by the scale along with the weight; all that is reported is without it."""
+        require("loss_scaler", scaler, (LossScaler, type(None)), "a LossScaler, or None")
         lib.ga_accumulator_set_loss_scaler(self.handle, None if scaler is None else scaler.handle)
         self._loss_scaler = scaler
 
@@ -478,6 +484,7 @@ class Accumulator(Handle):
                 accumulator._is_retrying = False
 
         self._require_own("retry handler")
+        require("retry_handler", handler, (Callable, type(None)), "a function, or None")
         this = weakref.ref(self)
         callback = _ffi.RetryFn() if handler is None else _ffi.RetryFn(retry)
         lib.ga_accumulator_set_retry_handler(self.handle, callback, None)
@@ -575,6 +582,7 @@ class Accumulator(Handle):
             raise
 
     def _require_state(self, state_dict: Mapping[str, Any]) -> None:
+        require("state_dict", state_dict, Mapping, "what state_dict() returned")
         missing = set(self._STATE) - set(state_dict)
         if missing:
             raise GAInvalidArgumentError(

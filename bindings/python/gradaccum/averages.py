@@ -8,6 +8,7 @@ from ctypes import byref, c_int64, c_void_p
 from typing import Any
 
 from . import _ffi
+from ._arguments import flag, require
 from ._ffi import lib
 from ._handle import Handle
 from .errors import GAInvalidArgumentError
@@ -44,7 +45,7 @@ class WeightAverage(Handle):
         self.optimizer = optimizer
         own = {} if decay is None else {"decay": decay}
         options = _ffi.AverageOptions(
-            clock=clock_constant(clock), half_life=half_life or 0.0, warmup=int(warmup), **own
+            clock=clock_constant(clock), half_life=half_life or 0.0, warmup=flag("warmup", warmup), **own
         )
         out = c_void_p()
         lib.ga_average_create(byref(out), optimizer.handle, byref(options))
@@ -96,6 +97,7 @@ class WeightAverage(Handle):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Goes on from a state_dict() of an average over parameters of the same shapes. What it refuses changes
         nothing."""
+        require("state_dict", state_dict, Mapping, "what state_dict() returned")
         if set(state_dict) != {"updates", "weights"}:
             raise GAInvalidArgumentError(
                 f"load_state_dict: state_dict has {', '.join(sorted(state_dict)) or 'nothing'}, and updates and weights "

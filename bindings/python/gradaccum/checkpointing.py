@@ -8,7 +8,7 @@ from ctypes import byref, c_void_p
 from typing import Any
 
 from . import _ffi
-from ._arguments import shown
+from ._arguments import require, shown
 from ._ffi import lib
 from .errors import GADTypeError
 from .tensor import Tensor, handles_of
@@ -53,6 +53,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     Besides its inputs it may use parameters and tensors without a gradient. What it raises when it runs again comes out of
     the call that runs backward.
     """
+    require("function", function, Callable, "a function")
     handles = handles_of("inputs", inputs)
     number = next(_numbers)
     block = _blocks[number] = _Block(function)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import _ffi
+from ._arguments import flag, require
 from ._ffi import lib
 from .errors import GAError
 from .optim import Optimizer, Parameters
@@ -106,6 +107,7 @@ class CustomOptimizer(Optimizer):
         slots: int = 0,
         elementwise: bool = False,
     ) -> None:
+        require("rule", rule, Callable, "a function")
         number = next(_numbers)
         self._rule = _rules[number] = _Rule(rule, slots)
 
@@ -116,7 +118,7 @@ class CustomOptimizer(Optimizer):
             return status
 
         options = _ffi.CustomOptions(
-            elementwise=int(elementwise), learning_rate=lr, slot_count=slots, weight_decay=weight_decay
+            elementwise=flag("elementwise", elementwise), learning_rate=lr, slot_count=slots, weight_decay=weight_decay
         )
         try:
             super().__init__(create, parameters, options)

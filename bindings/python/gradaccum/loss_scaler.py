@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ctypes import byref, c_double, c_int64, c_void_p
 from typing import Any
 
 import numpy as np
 
 from . import _ffi
+from ._arguments import flag, require
 from ._ffi import lib
 from ._handle import Handle
 from .errors import GADTypeError, GAInvalidArgumentError
@@ -53,16 +54,16 @@ class LossScaler(Handle):
         allow_any_scale: bool = False,
     ) -> None:
         options = _ffi.LossScalerOptions(
-            dynamic=int(dynamic),
+            dynamic=flag("dynamic", dynamic),
             init_scale=init_scale,
             growth_factor=growth_factor,
             backoff_factor=backoff_factor,
             growth_interval=growth_interval,
             hysteresis=hysteresis,
-            consecutive_hysteresis=int(consecutive_hysteresis),
+            consecutive_hysteresis=flag("consecutive_hysteresis", consecutive_hysteresis),
             min_scale=min_scale,
             max_scale=max_scale,
-            allow_any_scale=int(allow_any_scale),
+            allow_any_scale=flag("allow_any_scale", allow_any_scale),
         )
         out = c_void_p()
         lib.ga_loss_scaler_create(byref(out), byref(options))
@@ -78,6 +79,7 @@ class LossScaler(Handle):
     def unscale(self, arrays: Sequence[np.ndarray | None], scale: float, *, optimizer: int = 0) -> float:
         """Divides gradients of your own by the scale that they carry, in place, and returns the norm of all, which is
         finite exactly if all elements are. optimizer: a number that tells your optimizers apart."""
+        require("arrays", arrays, Collection, "a sequence of arrays")
         addresses: Any = (c_void_p * len(arrays))()
         counts: Any = (c_int64 * len(arrays))()
         dtype = None
@@ -119,6 +121,7 @@ class LossScaler(Handle):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state. Windows in progress keep their scale."""
+        require("state", state, dict, "what state_dict() returned")
         names = [name for name, *_ in _ffi.LossScalerState._fields_[1:]]
         if sorted(state) != sorted(names):
             raise GAInvalidArgumentError(

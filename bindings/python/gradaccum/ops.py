@@ -7,7 +7,7 @@ from ctypes import c_void_p
 from typing import Any, Union
 
 from . import _ffi
-from ._arguments import int32_array, int64_array
+from ._arguments import constant_of, flag, int32_array, int64_array
 from ._ffi import lib
 from .errors import GAInvalidArgumentError
 from .tensor import DType, Tensor, handles_of, make
@@ -18,17 +18,8 @@ _REDUCTIONS = {"sum": _ffi.REDUCTION_SUM, "mean": _ffi.REDUCTION_MEAN}
 _GELUS = {"none": _ffi.GELU_ERF, "tanh": _ffi.GELU_TANH}
 
 
-def constant(table: dict[str, int], argument: str, value: str) -> int:
-    """The library's number for a word, or an error that lists the words there are."""
-    try:
-        return table[value]
-    except (KeyError, TypeError):
-        words = " or ".join(repr(word) for word in table)
-        raise GAInvalidArgumentError(f"{argument} is {value!r}: it must be {words}") from None
-
-
 def reduction_constant(argument: str, value: str) -> int:
-    return constant(_REDUCTIONS, argument, value)
+    return constant_of(argument, value, _REDUCTIONS)
 
 
 def add(a: Tensor, b: Tensor) -> Tensor:
@@ -66,7 +57,7 @@ def layer_norm(
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """approximate: "none" for the error function, or "tanh"."""
-    return make(lib.ga_gelu, x, constant(_GELUS, "approximate", approximate))
+    return make(lib.ga_gelu, x, constant_of("approximate", approximate, _GELUS))
 
 
 def relu(x: Tensor) -> Tensor:
@@ -148,7 +139,7 @@ def _reduce(function: Any, x: Tensor, axis: Axes, keepdims: bool) -> Tensor:
     listed = int32_array("axis", axes)
     if axis is not None and not listed:
         raise GAInvalidArgumentError("axis is empty: name an axis, or None for all of them")
-    return make(function, x, listed, len(listed), int(keepdims))
+    return make(function, x, listed, len(listed), flag("keepdims", keepdims))
 
 
 def sum(x: Tensor, axis: Axes = None, keepdims: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ from ctypes import Structure, byref, c_char, c_double, c_int64, c_void_p
 from typing import Any
 
 from . import _ffi, state
-from ._arguments import REAL, double_array, int64_array, shown
+from ._arguments import REAL, double_array, flag, int64_array, require, shown
 from ._ffi import lib
 from ._handle import Handle, Uncopied
 from .errors import GADTypeError, GAInvalidArgumentError
@@ -179,6 +179,7 @@ class Optimizer(Handle):
 
     @schedule.setter
     def schedule(self, schedule: Schedule | None) -> None:
+        require("schedule", schedule, (Schedule, type(None)), "one of gradaccum.schedules, or None")
         lib.ga_optimizer_set_schedule(self.handle, None if schedule is None else byref(schedule.options()))
         self._schedule = schedule
 
@@ -189,6 +190,7 @@ class Optimizer(Handle):
 
     @scaling.setter
     def scaling(self, scaling: BatchScaling | None) -> None:
+        require("scaling", scaling, (BatchScaling, type(None)), "a BatchScaling, or None")
         lib.ga_optimizer_set_scaling(self.handle, None if scaling is None else byref(scaling.options()))
         self._scaling = scaling
 
@@ -232,8 +234,7 @@ def _numbers(name: str, values: Iterable[float], *fields: str) -> dict[str, floa
 
 
 def require_optimizer(optimizer: object) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise GADTypeError(f"optimizer is {shown(optimizer)}: it must be one of this package, such as AdamW")
+    require("optimizer", optimizer, Optimizer, "one of this package, such as AdamW")
 
 
 def _given(parameters: Any) -> list[Any]:
@@ -273,7 +274,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ) -> None:
         options = _ffi.SGDOptions(
-            learning_rate=lr, momentum=momentum, weight_decay=weight_decay, nesterov=int(nesterov)
+            learning_rate=lr, momentum=momentum, weight_decay=weight_decay, nesterov=flag("nesterov", nesterov)
         )
         super().__init__(lib.ga_sgd_create, parameters, options)
 
@@ -328,7 +329,7 @@ class RAdam(Optimizer):
         decoupled_weight_decay: bool = False,
     ) -> None:
         options = _ffi.RAdamOptions(
-            decoupled_weight_decay=int(decoupled_weight_decay),
+            decoupled_weight_decay=flag("decoupled_weight_decay", decoupled_weight_decay),
             learning_rate=lr,
             **_numbers("betas", betas, "beta1", "beta2"),
             eps=eps,
@@ -352,7 +353,7 @@ class NAdam(Optimizer):
         decoupled_weight_decay: bool = False,
     ) -> None:
         options = _ffi.NAdamOptions(
-            decoupled_weight_decay=int(decoupled_weight_decay),
+            decoupled_weight_decay=flag("decoupled_weight_decay", decoupled_weight_decay),
             learning_rate=lr,
             **_numbers("betas", betas, "beta1", "beta2"),
             eps=eps,
@@ -489,7 +490,7 @@ class Muon(Optimizer):
         except ValueError:
             raise GAInvalidArgumentError("adamw_parameters holds a tensor that is none of parameters") from None
         options = _ffi.MuonOptions(
-            nesterov=int(nesterov),
+            nesterov=flag("nesterov", nesterov),
             learning_rate=lr,
             weight_decay=weight_decay,
             momentum=momentum,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Union
 
 from . import _ffi
+from ._arguments import constant_of
 from ._ffi import lib
-from .ops import constant
 from .tensor import DType
 
 _COMPUTE_DTYPES = {"float32": _ffi.FLOAT32, "bfloat16": _ffi.BFLOAT16, "float16": _ffi.FLOAT16}
@@ -55,7 +55,7 @@ def set_compute_dtype(dtype: Union[DType, str]) -> None:
     of a model can each have their own; their gradients are computed as they were.
     """
     lib.ga_set_compute_dtype(
-        constant(_COMPUTE_DTYPES, "dtype", dtype) if isinstance(dtype, str) else dtype
+        constant_of("dtype", dtype, _COMPUTE_DTYPES) if isinstance(dtype, str) else dtype
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from . import _ffi
-from .schedules import constant_of
+from ._arguments import constant_of, flag
 
 _RULES = {"none": _ffi.SCALING_NONE, "linear": _ffi.SCALING_LINEAR, "sqrt": _ffi.SCALING_SQRT}
 
@@ -30,5 +30,5 @@ class BatchScaling:
         return _ffi.ScalingOptions(
             rule=constant_of("rule", self.rule, _RULES),
             base_weight=self.base_weight,
-            beta2_half_life=int(self.beta2_half_life),
+            beta2_half_life=flag("beta2_half_life", self.beta2_half_life),
         )

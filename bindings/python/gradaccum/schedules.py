@@ -12,7 +12,7 @@ from ctypes import byref, c_double
 from typing import Any, ClassVar
 
 from . import _ffi
-from ._arguments import double_array
+from ._arguments import constant_of, double_array, flag
 from ._dataclasses import dataclass, field
 from ._ffi import lib
 from .errors import GAInvalidArgumentError
@@ -31,14 +31,6 @@ __all__ = [
 ]
 
 _CLOCKS = {"updates": _ffi.CLOCK_UPDATES, "weight": _ffi.CLOCK_WEIGHT}
-
-
-def constant_of(name: str, value: str, constants: dict[str, int]) -> int:
-    """The constant of the C library for a word."""
-    if value not in constants:
-        words = " or ".join(repr(word) for word in constants)
-        raise GAInvalidArgumentError(f"{name} is {value!r}: it must be {words}")
-    return constants[value]
 
 
 def clock_constant(clock: str) -> int:
@@ -237,5 +229,5 @@ class Table(Schedule):
             "times": times,
             "factors": factors,
             "table_count": len(times),
-            "interpolated": int(self.interpolated),
+            "interpolated": flag("interpolated", self.interpolated),
         }

@@ -8,7 +8,7 @@ from ctypes import byref, c_int64
 from typing import Any, NamedTuple
 
 from . import ops
-from ._arguments import int64_array
+from ._arguments import flag, int64_array
 from ._ffi import lib
 from .errors import GAInvalidArgumentError, GAShapeError
 from .tensor import Tensor
@@ -79,7 +79,7 @@ def split_ranges(
     if token_budget is not None:
         if tokens is None:
             raise GAInvalidArgumentError("token_budget needs lengths: the tokens of each sample")
-        arguments = (tokens, samples, token_budget, int(padded))
+        arguments = (tokens, samples, token_budget, flag("padded", padded))
         function = lib.ga_split_by_tokens
     elif size is not None:
         arguments, function = (samples, size), lib.ga_split_by_size

@@ -14,7 +14,7 @@ from typing import Any, Union
 import numpy as np
 
 from . import _ffi, _python
-from ._arguments import REAL, TENSOR, int64_array, shown
+from ._arguments import TENSOR, flag, int64_array, require, shown
 from ._ffi import lib
 from ._handle import Uncopied
 from .errors import GADTypeError, GAInvalidArgumentError, GAOverflowError, GAUnsupportedError
@@ -58,6 +58,26 @@ def numpy_dtype_of(array: np.ndarray) -> DType:
     if type(array) is not np.ndarray:
         _require_no_mask(array)
     return kind
+
+
+def dtype_of(value: Any) -> DType:
+    try:
+        return DType(value)
+    except ValueError:
+        raise GADTypeError(f"dtype is {shown(value)}: it must be a DType, such as gradaccum.float32") from None
+
+
+def _array_of(data: Any) -> np.ndarray:
+    """Of real numbers, as numpy makes one."""
+    if type(data) is not np.ndarray:
+        _require_no_mask(data)
+    try:
+        array = np.asarray(data)
+    except (TypeError, ValueError) as error:
+        raise GAInvalidArgumentError(f"the data is {shown(data)}, which is no array of numbers: {error}") from None
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise _unsupported(array.dtype)
+    return array
 
 
 def _unsupported(dtype: np.dtype[Any]) -> GADTypeError:
@@ -120,6 +140,7 @@ class Tensor(Uncopied):
     def borrow(cls, handle: int) -> Tensor:
         """The tensor of a ga_tensor handle that somebody else owns, such as the C program that this interpreter
         runs in. It is not freed here; once its owner has freed it, it is refused."""
+        require("handle", handle, int, "the address of a ga_tensor")
         borrowed = cls(handle)
         borrowed._finalizer.detach()
         for scope in _open_scopes():
@@ -198,12 +219,11 @@ class Tensor(Uncopied):
 
     @requires_grad.setter
     def requires_grad(self, value: bool) -> None:
-        lib.ga_tensor_set_requires_grad(self, int(value))
+        lib.ga_tensor_set_requires_grad(self, flag("requires_grad", value))
 
     def set_name(self, name: str) -> Tensor:
         """Names the tensor for error sentences."""
-        if not isinstance(name, str):
-            raise GADTypeError(f"name is {shown(name)}: it must be text")
+        require("name", name, str, "text")
         lib.ga_tensor_set_name(self, name.encode())
         return self
 
@@ -304,8 +324,9 @@ class Tensor(Uncopied):
 
     def copy_(self, array: Any) -> Tensor:
         """Copies the elements of an array of the same shape in."""
-        _require_no_mask(array)
-        given = _as_bits(np.asarray(array)) if self.dtype == DType.BFLOAT16 else array
+        given = _array_of(array)
+        if self.dtype == DType.BFLOAT16:
+            given = _as_bits(given)
         source = np.ascontiguousarray(given, _TO_NUMPY[self.dtype]).reshape(np.shape(given))
         if source.shape != self.shape:
             raise GAInvalidArgumentError(f"array has shape {source.shape} and the tensor {self.shape}")
@@ -408,9 +429,9 @@ def _constant(x: Any) -> Tensor:
 def tensor(data: Any, *, dtype: DType | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor with a copy of the elements. Without dtype, float64 becomes float32. Integers are taken for the bits of
     bfloat16."""
-    if type(data) is not np.ndarray:
-        _require_no_mask(data)
-    array = np.asarray(data)
+    array = _array_of(data)
+    if dtype is not None:
+        dtype = dtype_of(dtype)
     if dtype == DType.BFLOAT16 or (dtype is None and _is_bfloat16(array.dtype)):
         array, dtype = _as_bits(array), DType.BFLOAT16
     elif dtype is not None:
