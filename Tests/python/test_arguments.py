@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import gc
 import math
 import pickle
+import weakref
 from collections.abc import Callable
 from ctypes import c_double, c_int32, c_int64, c_uint64
 from typing import Any
@@ -368,6 +370,47 @@ def test_what_is_refused_leaves_no_trace():
     assert accumulator.window().micro_batches == 0
     accumulator.accumulate_gradients([np.ones(2, np.float32)], 0.0, True)
     assert math.isfinite(accumulator.step().gradient_norm)
+
+
+def failing_rule(*arguments: object) -> None:
+    raise KeyError
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: ga.relu(3),
+        lambda x: ga.softmax(x, HUGE),
+        lambda x: ga.softmax(x, 7),
+        lambda x: ga.zeros((HUGE,)),
+        lambda x: ga.checkpoint(failing_rule, x),
+        lambda x: ga.Accumulator(ga.CustomOptimizer([x], failing_rule)).accumulate(3, 1),
+        lambda x: stepped(ga.Accumulator(ga.CustomOptimizer([x], failing_rule))),
+        lambda x: copy.copy(x),
+    ],
+)
+def test_an_exception_keeps_nothing_once_it_is_handled(call):
+    """A cycle through its traceback would keep what its frames hold, which are large, until a garbage collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        x = ga.zeros((2,), requires_grad=True)
+        gone = weakref.ref(x)
+        try:
+            call(x)
+        except (ga.GAError, KeyError):
+            pass
+        else:
+            pytest.fail("no exception")
+        del x
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def stepped(accumulator: ga.Accumulator) -> None:
+    accumulator.accumulate_gradients([np.ones(2, np.float32)], 0.0, 1.0)
+    accumulator.step()
 
 
 # ====== Copies ======

@@ -811,21 +811,21 @@ def load_library() -> ctypes.CDLL:
 
 def _checked(function: Any, names: str, may_call_back: bool) -> Callable[..., int]:
     """The function, with exceptions for what is wrong."""
+    name = function.__name__
 
     def call(*arguments: Any) -> int:
         if may_call_back and _kept:
             _kept.pop(get_ident(), None)  # of a call of others, such as a program in C around this interpreter
+        # No exception in a variable, as its traceback has this frame: that would be a cycle around what the caller holds.
         try:
             status: int = function(*arguments)
         except ctypes.ArgumentError as error:
-            refusal: GAError = GAInternalError(f"{function.__name__}: {error}")
-        else:
-            if status == 0:
-                return status
-            if may_call_back:
-                _raise_kept()
-            refusal = error_of(status)
-        raise explain(function.argtypes, names, arguments, refusal)
+            raise explain(function.argtypes, names, arguments, GAInternalError(f"{name}: {error}")) from None
+        if status == 0:
+            return status
+        if may_call_back:
+            _raise_kept()
+        raise explain(function.argtypes, names, arguments, error_of(status))
 
     return call
 

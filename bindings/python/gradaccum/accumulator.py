@@ -507,7 +507,10 @@ class Accumulator(Handle):
             error = self.optimizer._take_error()
             if error is None:
                 raise
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # whose traceback has this frame
 
     def begin_data(self) -> None:
         """Says that data begins, such as an epoch. GAStateError if the window holds micro-batches of earlier data
