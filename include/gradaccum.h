@@ -1331,9 +1331,10 @@ ga_status ga_accumulator_set_skip_handler(ga_accumulator *accumulator, ga_skip_f
  * ga_accumulated_gradient, are without the scale.
  * A window that overflows is skipped (GA_STEP_SKIPPED_OVERFLOW), and does not count for max_consecutive_skips while the
  * scale can go lower; in isolated mode its micro-batch is dropped, and the window is updated without it. The scale goes
- * down in either case. The report names the first bad parameter and the micro-batch in which its gradient came: gradients
- * are looked at while they are added, and after a backward pass of the library the sums are read once. A loss that is not
- * finite is no overflow, as no scale makes it finite.
+ * down in either case. The report names the first bad parameter and the micro-batch in which its gradient came: given
+ * gradients are looked at while they are added, and the sums that the library's backward pass has added to are read once per
+ * micro-batch. A sum that only got beyond float32 by adding up has no micro-batch. A loss that is not finite is no overflow,
+ * as no scale makes it finite.
  * Errors: STATE if the window holds micro-batches.
  */
 ga_status ga_accumulator_set_loss_scaler(ga_accumulator *accumulator, ga_loss_scaler *scaler);

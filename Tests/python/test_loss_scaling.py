@@ -192,6 +192,84 @@ def test_a_loss_that_is_not_finite_is_not_what_overflowed():
     assert (report.outcome, report.non_finite_parameter, report.non_finite_micro_batch) == (OVERFLOW, 0, 1)
 
 
+def accumulator_of(*sizes: int, **options: Any) -> ga.Accumulator:
+    parameters = [ga.tensor(np.ones(size, np.float32), requires_grad=True) for size in sizes]
+    return ga.Accumulator(ga.SGD(parameters), **{"loss_scaler": ga.LossScaler(4.0), **options})
+
+
+def ones_and(*values: float) -> list[np.ndarray]:
+    return [np.full(3, value, np.float32) for value in values]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_an_overflow_in_the_rows_of_an_embedding_is_named(tied, checkpointed):
+    table = ga.tensor(np.ones((50, 4), np.float32), requires_grad=True)
+    scale = ga.tensor(np.ones(4, np.float32), requires_grad=True)
+    accumulator = ga.Accumulator(ga.SGD([scale, table]), loss_scaler=ga.LossScaler(4.0))
+
+    def loss(factor: float) -> ga.Tensor:
+        rows = ga.embedding(table, ga.tensor(np.array([3, 7], np.int64)))
+        # Of two factors, so that the loss is 0 and the gradient overflows.
+        beyond = (rows - rows.detach()) * ga.tensor(np.float32(factor)) * ga.tensor(np.float32(factor))
+        small = ga.sum((scale - scale.detach()))
+        return ga.sum(beyond) + small + (ga.sum(table * 0.5) if tied else ga.tensor(np.float32(0)))
+
+    for number in range(3):
+        with ga.Scope():
+            factor = 1e30 if number == 1 else 1.0
+            accumulator.accumulate(ga.checkpoint(lambda: loss(factor)) if checkpointed else loss(factor), 1.0)
+    report = accumulator.step()
+    assert (report.outcome, report.non_finite_parameter, report.non_finite_micro_batch) == (OVERFLOW, 1, 1)
+
+
+def test_a_sum_that_overflows_by_adding_up_has_no_micro_batch_at_first():
+    accumulator = accumulator_of(3, 3)
+    for _ in range(2):
+        accumulator.accumulate_gradients(ones_and(8e37, 1.0), 1.0, 1.0)
+    parameters = accumulator.optimizer.parameters
+    accumulator.accumulate(ga.sum(parameters[0] + parameters[1]), 1.0)
+    report = accumulator.step()
+    assert (report.outcome, report.non_finite_parameter, report.non_finite_micro_batch) == (OVERFLOW, 0, None)
+
+
+def test_a_second_skip_names_the_micro_batch_of_any_sum():
+    accumulator = accumulator_of(3, 3, loss_scaler=None)
+    found = []
+    for _ in range(2):
+        for value in (1.0, 3e38, 3e38):
+            accumulator.accumulate_gradients(ones_and(1.0, value), 1.0, 1.0)
+        report = accumulator.step()
+        found.append((report.non_finite_parameter, report.non_finite_micro_batch))
+    assert found == [(1, None), (1, 2)]
+
+
+def test_what_is_frozen_later_is_not_what_overflowed():
+    accumulator = accumulator_of(3, 3)
+    for values in ((INF, 1.0), (1.0, 1.0)):
+        accumulator.accumulate_gradients(ones_and(*values), 1.0, 1.0)
+    assert accumulator.window().non_finite_parameter == 0
+    accumulator.optimizer.parameters[0].requires_grad = False
+    report = accumulator.step()
+    assert (report.outcome, report.non_finite_parameter) == (APPLIED, None)
+
+
+def test_a_retry_that_is_given_up_reports_the_window_that_overflowed():
+    accumulator = accumulator_of(3, 3, isolated=True)
+
+    def retry(report: ga.Report) -> bool:
+        accumulator.accumulate_gradients(ones_and(1.0, 1.0), 1.0, 1.0)
+        accumulator.accumulate_gradients(ones_and(1.0, 1.0), 1.0, 1.0)
+        accumulator.accumulate_gradients(ones_and(1.0, INF), 1.0, 1.0)
+        return False
+
+    accumulator.set_retry_handler(retry)
+    accumulator.accumulate_gradients(ones_and(INF, 1.0), 1.0, 1.0)
+    accumulator.accumulate_gradients(ones_and(1.0, 1.0), 1.0, 1.0)
+    report = accumulator.step()
+    assert (report.outcome, report.non_finite_parameter, report.non_finite_micro_batch) == (OVERFLOW, 0, 0)
+
+
 def test_a_frozen_parameter_is_not_what_overflowed():
     parameters = [ga.tensor(np.ones(3, np.float32), requires_grad=True) for _ in range(2)]
     accumulator = ga.Accumulator(ga.SGD(parameters), loss_scaler=ga.LossScaler(4.0))

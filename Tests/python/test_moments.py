@@ -171,6 +171,11 @@ def test_no_memory_is_kept_across_a_window():
     parameters, gpt_accumulator = gpt("moments")
     accumulate(parameters, gpt_accumulator, gpt_data(4, 8, 17))
     assert gpt_accumulator.window().accumulator_bytes == 0
+    micro_batch = accumulator.micro_batch()
+    accumulator.accumulate(ga.sum(x[0]), 1.0)
+    assert accumulator.window().accumulator_bytes > 0
+    micro_batch.abort()
+    assert accumulator.window().accumulator_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ extension Accumulator {
             return graph
         } run: { (graph, scale) throws(GAError) in
             try graph.backward(seed: scale * Float(lossScale), into: self)
-            try noteNonFiniteSums()
         }
     }
 
@@ -71,20 +70,20 @@ extension Accumulator {
             let factor = scale * quotient
             let (destination, parameters, addition) = (destination, optimizer.parameters, addition(dtype, factor))
             guard options.isIsolated || options.sumFormat == .float32 else {
-                for case (let sum, let gradient?) in zip(destination, gradients) {
-                    try sum.rounded[0].add(gradient, dtype, scale: factor)
+                for index in gradients.indices where gradients[index] != nil {
+                    try destination[index].rounded[0].add(gradients[index]!, dtype, scale: factor)
+                    try noteNonFinite(gradients[index]!, ofParameter: index, dtype, times: factor)
                 }
-                return try noteNonFiniteSums()
+                return
             }
             let pieces = Pieces(gradients.indices.lazy.map { gradients[$0] == nil ? 0 : parameters[$0].elementCount })
-            let nonFinite = try addGiven(pieces, dtype, times: factor) { index, start, count in
+            try addGiven(pieces, dtype, times: factor) { index, start, count in
                 let gradient = gradients[index]! + start * dtype.byteCount
                 destination[index].firstDense!._withUnsafeGuaranteedRef {
                     $0.add(gradient, addition, from: start, count: count)
                 }
                 return gradient
             }
-            noteNonFinite(nonFinite)
             for index in gradients.indices where gradients[index] != nil {
                 destination[index].firstDense!._withUnsafeGuaranteedRef { $0.didAdd(addition) }
             }
@@ -122,27 +121,26 @@ extension Accumulator {
         if let sum = destination[index].rounded.first {
             try sum.add(gradient, dtype, scale: factor)
             window.microBatch?.hasGradients = true
-            return try noteNonFiniteSums()
+            return try noteNonFinite(gradient, ofParameter: index, dtype, times: factor)
         }
         window.microBatch?.hasGradients = true
         let buffer = destination[index].dense[0]
         let addition = addition(dtype, factor)
-        let nonFinite = try addGiven(Pieces([parameter.elementCount]), dtype, times: factor) { _, start, count in
+        let pieces = Pieces([parameter.elementCount])
+        try addGiven(pieces, dtype, times: factor, firstParameter: index) { _, start, count in
             let gradient = gradient + start * dtype.byteCount
             buffer.add(gradient, addition, from: start, count: count)
             return gradient
         }
         buffer.didAdd(addition)
-        if !nonFinite.isEmpty { noteNonFinite([index]) }
     }
 
     /// How whole gradients are added to the open micro-batch.
     func addition(_ dtype: DType, _ factor: Float) -> Addition {
-        // What is not in the sums themselves is read at the commit.
+        // The last one is read at the step, and that of isolated mode when it is committed.
         let isLast = window.microBatches + 1 >= window.accumulationSteps ?? 1
         return Addition(
-            dtype: dtype, factor: factor, pastCaches: sumsExceedCaches,
-            canWait: !isLast && !options.isIsolated && moments == nil)
+            dtype: dtype, factor: factor, pastCaches: sumsExceedCaches, canWait: !isLast && !options.isIsolated)
     }
 
     func brokenMicroBatch(_ open: MicroBatch, _ operation: StaticString) -> GAError {
@@ -184,7 +182,7 @@ extension Accumulator {
         if !options.isIsolated {
             window.isBroken = true
         } else if isAlone {
-            for gradient in scratch { gradient.empty() }
+            emptyScratch()
             underflow?.rollBack()
         } else {
             window.microBatch?.isBroken = true

@@ -70,7 +70,9 @@ public final class Accumulator {
         self.optimizer = optimizer
         self.options = options
         sums = optimizer.parameters.map { [options] _ in LeafGradient(options.sumFormat) }
-        scratch = options.isIsolated ? optimizer.parameters.map { _ in LeafGradient() } : []
+        // What goes into moments at once is gone before the update: its memory is that of activations.
+        let lifetime: Arena.Lifetime = options.accumulateInto == .moments ? .update : .training
+        scratch = options.isIsolated ? optimizer.parameters.map { _ in LeafGradient(lifetime: lifetime) } : []
         sumsExceedCaches = optimizer.parameters.reduce(0) { $0 + $1.elementCount } > 16 << 20
         underflow = options.countsUnderflow ? Underflow() : nil
         stepsSetting = .constant(options.accumulationSteps)
@@ -93,7 +95,7 @@ public final class Accumulator {
             if window.microBatches > 0 { sum.freeUnused() }
             sum.empty()
         }
-        for gradient in scratch { gradient.empty() }
+        emptyScratch()
         underflow?.empty()
         window = Window()
     }
@@ -125,7 +127,7 @@ public final class Accumulator {
         report.learningRate = (try? optimizer.nextLearningRate(weight: weight)) ?? .infinity
         report.updateCount = optimizer.updateCount
         report.consecutiveSkips = consecutiveSkips
-        report.firstNonFinite = window.firstNonFinite
+        report.firstNonFinite = firstNonFinite
         report.lossScale = lossScale
         report.underflow = underflow?.share ?? 0
         report.retries = window.retries
@@ -173,6 +175,8 @@ public final class Accumulator {
 }
 
 extension Accumulator: GradientSink {
+    func look(at values: Tensor, for leaf: Tensor) { noteNonFinite(values, for: leaf) }
+
     /// Where micro-batches are added to.
     var destination: [LeafGradient] { options.isIsolated ? scratch : sums }
 

@@ -56,7 +56,7 @@ extension Accumulator {
                 "\(operation): micro-batch \(open.number) was added in place and cannot be taken back: commit it or drop the "
                     + "window with zero, and create the accumulator in isolated mode to abort")
         }
-        for gradient in scratch { gradient.empty() }
+        emptyScratch()
         underflow?.rollBack()
         end(open)
         window.aborted += 1
@@ -89,14 +89,11 @@ extension Accumulator {
                         try takeIn(microBatch)
                     }
             } catch {
-                if window.microBatch == nil { for gradient in scratch { gradient.empty() } }
+                if window.microBatch == nil { emptyScratch() }
                 throw error
             }
-            for gradient in scratch {
-                gradient.freeUnused()
-                gradient.empty()
-                if moments != nil { gradient.free() }
-            }
+            for gradient in scratch { gradient.freeUnused() }
+            emptyScratch()
             end(microBatch)
             if let found {
                 underflow?.rollBack()
@@ -105,12 +102,21 @@ extension Accumulator {
                 return try dropped(found, operation)
             }
         } else {
+            try noteNonFiniteSums()
             end(microBatch)
         }
         consecutiveDrops = 0
         window.isCarried = false
         window.count(microBatch)
         underflow?.commit()
+    }
+
+    /// Forgets the gradients of the micro-batch; moments have no memory for them between two.
+    func emptyScratch() {
+        for gradient in scratch {
+            gradient.empty()
+            if moments != nil { gradient.free() }
+        }
     }
 
     private func end(_ microBatch: MicroBatch) {

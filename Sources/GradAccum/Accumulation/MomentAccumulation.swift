@@ -120,6 +120,7 @@ extension Accumulator {
         } else {
             // All that there was has been dropped.
             let hasOverflow = lossScaler != nil && window.overflow != nil
+            if hasOverflow { report.firstNonFinite = window.overflow }
             defer {
                 noteEnd(hasOverflow ? .overflow : .nothing, under: report.lossScale)
                 drop()

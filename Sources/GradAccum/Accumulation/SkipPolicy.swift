@@ -18,8 +18,6 @@ extension Accumulator {
         consecutiveSkips += 1
         report.outcome = outcome
         report.consecutiveSkips = consecutiveSkips
-        // It is not the loss of another micro-batch that makes this one an overflow.
-        if outcome == .skippedOverflow, let overflow = window.overflow { report.firstNonFinite = overflow }
         return try decide(report, operation)
     }
 

@@ -59,7 +59,8 @@ extension Accumulator {
         if window.weight > 0 {
             report.outcome = try update(&report, workspace, operation)
         } else if window.microBatches == 0 && window.firstNonFinite != nil {
-            // All that there was has been dropped.
+            // All that there was has been dropped; it is not the loss of one micro-batch that makes another an overflow.
+            if hasOverflow, let overflow = window.overflow { report.firstNonFinite = overflow }
             _ = try skip(&report, as: hasOverflow ? .skippedOverflow : .skippedNonFinite, operation)
         } else {
             report.outcome = .skippedZeroWeight

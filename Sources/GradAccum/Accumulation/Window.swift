@@ -15,6 +15,8 @@ struct Window {
     var firstNonFinite: WindowReport.NonFinite?
     /// What losses are multiplied by, from the first one on.
     var lossScale: Double?
+    /// Gradients from outside were added.
+    var hasGiven = false
     /// Where the gradients of a micro-batch first overflowed, which was dropped in isolated mode.
     var overflow: WindowReport.NonFinite?
     /// The sums, once they have been read: nothing more can be added.

@@ -98,7 +98,7 @@ private final class FreshGradients: GradientSink {
     private var gradients: [ObjectIdentifier: LeafGradient] = [:]
 
     func prepare(_ leaf: Tensor, _ uses: LeafUses) throws(GAError) {
-        let gradient = LeafGradient()
+        let gradient = LeafGradient(lifetime: .update)
         try gradient.prepare(leaf, uses)
         gradients[ObjectIdentifier(leaf)] = gradient
     }
@@ -108,7 +108,7 @@ private final class FreshGradients: GradientSink {
     }
 
     func total(of leaf: Tensor) throws(GAError) -> Tensor {
-        try (gradients[ObjectIdentifier(leaf)] ?? LeafGradient()).sum(shape: leaf.shape)
+        try (gradients[ObjectIdentifier(leaf)] ?? LeafGradient(lifetime: .update)).sum(shape: leaf.shape)
     }
 }
 

@@ -149,6 +149,8 @@ private final class BlockSink: GradientSink {
 
     var underflow: Underflow? { gradients.underflow }
 
+    func look(at values: Tensor, for leaf: Tensor) { gradients.show(values, for: input(leaf, 0)) }
+
     private func input(_ leaf: Tensor, _ use: Int) -> Int {
         let inputs = inputs[ObjectIdentifier(leaf)]!
         return inputs[min(use, inputs.count - 1)]

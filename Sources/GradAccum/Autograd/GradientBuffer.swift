@@ -11,8 +11,8 @@ final class GradientBuffer {
     private(set) var isEmpty = true
     private var held = HeldGradients()
 
-    init(shape: [Int]) throws(GAError) {
-        tensor = try Tensor(uninitialized: shape, for: "gradient", lifetime: .training)
+    init(shape: [Int], _ lifetime: Arena.Lifetime) throws(GAError) {
+        tensor = try Tensor(uninitialized: shape, for: "gradient", lifetime: lifetime)
     }
 
     /// On memory that is there, and that means zero if `isEmpty`.

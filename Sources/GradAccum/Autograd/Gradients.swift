@@ -9,11 +9,14 @@ protocol GradientSink: AnyObject {
     func take(_ gradient: Tensor, for leaf: Tensor, use: Int) -> Bool
     /// Counts what rounding gradients to a half format makes 0, if that is asked for.
     var underflow: Underflow? { get }
+    /// Shows what is added to few rows of a leaf.
+    func look(at values: Tensor, for leaf: Tensor)
 }
 
 extension GradientSink {
     func take(_ gradient: Tensor, for leaf: Tensor, use: Int) -> Bool { false }
     var underflow: Underflow? { nil }
+    func look(at values: Tensor, for leaf: Tensor) {}
 }
 
 /// Where the gradient of one input of an operation goes, settled before a backward pass begins.
@@ -146,6 +149,11 @@ struct Gradients {
     func canOpenStrided(_ input: Int) throws(GAError) -> Bool {
         guard needed(input) else { return false }
         return try bf16Sum(of: input) == nil
+    }
+
+    /// Shows the gradient of few rows of an input to where it goes, if that is a leaf.
+    func show(_ values: Tensor, for input: Int) {
+        if isLeaf(input) { sink.look(at: values, for: inputs[input].root!) }
     }
 
     /// The sums by rows that the gradient of a leaf goes to, if it does.

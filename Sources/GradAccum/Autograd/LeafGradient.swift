@@ -40,27 +40,34 @@ final class LeafGradient {
     /// Which uses in the graph at hand have a place by rows.
     @exclusivity(unchecked) private var usesByRows: [Int] = []
     private var isFolded = false
+    private let lifetime: Arena.Lifetime
+    /// A backward pass has added to whole places since this was set to false.
+    var hasNewSums = false
 
-    init(_ format: SumFormat = .float32) { self.format = format }
+    init(_ format: SumFormat = .float32, lifetime: Arena.Lifetime = .training) {
+        self.format = format
+        self.lifetime = lifetime
+    }
 
     /// Makes the places that a graph needs and keeps those that there are. `update`: the number of the update to come.
     func prepare(_ leaf: Tensor, _ uses: LeafUses, update: Int = 0) throws(GAError) {
         usesByRows = uses.byRows
+        if usesByRows.count < uses.count { hasNewSums = true }
         if usesByRows.count == uses.count && uses.count > 0 { usesByRows.removeFirst() }
         let denseCount = uses.count - usesByRows.count
         if format == .float32 {
-            while dense.count < denseCount { dense.append(try GradientBuffer(shape: leaf.shape)) }
+            while dense.count < denseCount { dense.append(try GradientBuffer(shape: leaf.shape, lifetime)) }
             try settle()
         } else {
             try prepareRounded(leaf, places: denseCount, update: update)
         }
-        while rows.count < usesByRows.count { rows.append(try RowGradients(leaf)) }
+        while rows.count < usesByRows.count { rows.append(try RowGradients(leaf, lifetime)) }
     }
 
     /// Makes the place that a gradient from elsewhere is added to.
     func prepareDense(_ leaf: Tensor, update: Int) throws(GAError) {
         guard format == .float32 else { return try prepareRounded(leaf, places: 1, update: update) }
-        if dense.isEmpty { dense.append(try GradientBuffer(shape: leaf.shape)) }
+        if dense.isEmpty { dense.append(try GradientBuffer(shape: leaf.shape, lifetime)) }
     }
 
     private func prepareRounded(_ leaf: Tensor, places: Int, update: Int) throws(GAError) {
@@ -83,7 +90,7 @@ final class LeafGradient {
         for buffer in dense { buffer.empty() }
         for sum in rounded { sum.empty() }
         for rows in rows { rows.empty() }
-        isFolded = false
+        (isFolded, hasNewSums) = (false, false)
     }
 
     /// Adds up what places hold of gradients that came one after another, before they are read.

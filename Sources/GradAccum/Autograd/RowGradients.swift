@@ -7,6 +7,7 @@ import CShims
 final class RowGradients {
     private static let largestChunk = 1 << 18
 
+    private let lifetime: Arena.Lifetime
     private let columns: Int
     private let slotsPerChunk: Int
     /// Behind the two lists below. [2, rows]
@@ -19,11 +20,12 @@ final class RowGradients {
     private var count = 0
 
     /// For a leaf that ``firstRow(of:)`` has found to be one of rows.
-    init(_ leaf: Tensor) throws(GAError) {
+    init(_ leaf: Tensor, _ lifetime: Arena.Lifetime) throws(GAError) {
+        self.lifetime = lifetime
         columns = leaf.shape[leaf.rank - 1]
         let rows = leaf.elementCount / columns
         slotsPerChunk = min(rows, max(1, RowGradients.largestChunk / columns))
-        index = try Tensor(uninitialized: [2, rows], .int32, for: "gradient", lifetime: .training)
+        index = try Tensor(uninitialized: [2, rows], .int32, for: "gradient", lifetime: lifetime)
         slotOfRow = index.address.assumingMemoryBound(to: Int32.self)
         slotOfRow.initialize(repeating: 0, count: 2 * rows)
         rowOfSlot = slotOfRow + rows
@@ -117,7 +119,7 @@ final class RowGradients {
 
     private func reserve(_ slots: Int) throws(GAError) {
         while chunks.count * slotsPerChunk < slots {
-            let chunk = try Tensor(uninitialized: [slotsPerChunk, columns], for: "gradient", lifetime: .training)
+            let chunk = try Tensor(uninitialized: [slotsPerChunk, columns], for: "gradient", lifetime: lifetime)
             chunks.append(chunk)
             addresses.append(chunk.floats)
         }

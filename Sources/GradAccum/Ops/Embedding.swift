@@ -18,6 +18,7 @@ extension Tensor {
         }
         let firstRow = RowGradients.firstRow(of: self)
         return out.recorded("embedding", from: [self], reading: []) { dy, gradients throws(GAError) in
+            gradients.show(dy, for: 0)
             let index = UnsafeBufferPointer(start: picked.address.assumingMemoryBound(to: Int64.self), count: rows)
             if let firstRow, let sums = try gradients.rows(of: 0) {
                 try sums.add(dy.floats, to: index, after: firstRow)
