@@ -977,6 +977,11 @@ ga_status ga_split_by_tokens(int64_t *boundaries, int64_t capacity, int64_t *out
  * ended one, or when one that has begins another. An overflow tells of its scale and those above, its absence of its
  * scale and those below.
  *
+ * A window ends with its step. Where it is dropped instead, by ga_zero, ga_data_end or ga_data_begin, it counts for what
+ * had been found of its gradients: by ga_unscale, of which an overflow lowers the scale and a finite norm counts towards
+ * growth, as in torch.amp.GradScaler, or by isolated mode, where that has dropped a micro-batch for an overflow. One that
+ * is dropped before anything has looked at it tells nothing, whatever it held, and the scale stays.
+ *
  * With gradients of your own, and no accumulator:
  *
  *     ga_loss_scaler_scale(scaler, &scale);
@@ -1013,18 +1018,23 @@ ga_status ga_loss_scaler_create(ga_loss_scaler **out, const ga_loss_scaler_optio
 /* Frees the handle; accumulators that it was set for go on with it. */
 void ga_loss_scaler_free(ga_loss_scaler *scaler);
 
-/* The scale of the next window, or of gradients of your own until ga_loss_scaler_update. */
+/*
+ * The scale of windows that begin in this round, and of gradients of your own until ga_loss_scaler_update. The next window
+ * of an accumulator that has ended one in it begins another round: ga_window_report has its scale.
+ */
 ga_status ga_loss_scaler_scale(const ga_loss_scaler *scaler, double *out);
 
 /*
  * Divides gradients of your own by the scale that they carry, in place, and looks for NaNs and infinities in the same
- * pass. What was found counts for the next ga_loss_scaler_update.
- * gradients, element_counts: count contiguous arrays and the number of elements of each; an array may be NULL.
+ * pass. What was found counts for the next ga_loss_scaler_update, whether you step or not.
+ * gradients, element_counts: count contiguous arrays and the number of elements of each; an array may be NULL, and no two
+ * share memory.
  * dtype: of all arrays, GA_FLOAT32 or GA_BFLOAT16. scale: what ga_loss_scaler_scale was for them.
- * optimizer: a number of your choice that tells your optimizers apart.
+ * optimizer: a number of your choice that tells your optimizers apart. An array given under two is divided twice.
  * norm: the 2-norm of all, which is finite exactly if all elements are.
  * Errors: STATE if this optimizer's were unscaled since the last update; DTYPE, for float16 too, in which unscaled
- * gradients vanish: use ga_accumulate_scaled_gradients; INVALID_ARGUMENT for a bad scale.
+ * gradients vanish: use ga_accumulate_scaled_gradients; INVALID_ARGUMENT for a bad scale, or for arrays that share memory,
+ * and nothing was divided.
  */
 ga_status ga_loss_scaler_unscale(ga_loss_scaler *scaler, void *const *gradients, const int64_t *element_counts,
                                  int64_t count, int32_t dtype, double scale, int64_t optimizer, double *norm);
@@ -1035,25 +1045,25 @@ ga_status ga_loss_scaler_unscale(ga_loss_scaler *scaler, void *const *gradients,
  */
 ga_status ga_loss_scaler_update(ga_loss_scaler *scaler);
 
-/* What a round has found so far. */
-#define GA_ROUND_EMPTY 0
-#define GA_ROUND_FINITE 1
-#define GA_ROUND_OVERFLOW 2
-
 typedef struct ga_loss_scaler_state {
     uint32_t struct_size;
-    int32_t found;              /* in the round that is not over: one of GA_ROUND_...                     */
+    uint32_t reserved;
     double scale;
     int64_t growth_tracker;     /* updates without an overflow towards the next growth                    */
     int64_t hysteresis_tracker; /* overflows that are left before the scale goes down, that one included  */
 } ga_loss_scaler_state;
-#define GA_LOSS_SCALER_STATE_INIT { sizeof(ga_loss_scaler_state), GA_ROUND_EMPTY, 1.0, 0, 1 }
+#define GA_LOSS_SCALER_STATE_INIT { sizeof(ga_loss_scaler_state), 0, 1.0, 0, 1 }
 
-/* Writes the state that another scaler with the same options goes on from. */
+/*
+ * Writes the state that another scaler with the same options goes on from. It is that between two rounds.
+ * Errors: STATE in the middle of one, where some accumulators that share the scaler have ended a window and others have
+ * not, or gradients were unscaled since the last update: step the others, or call ga_loss_scaler_update first.
+ */
 ga_status ga_loss_scaler_save(const ga_loss_scaler *scaler, ga_loss_scaler_state *out);
 
 /*
- * Goes on from a state; windows in progress keep their scale. Errors: INVALID_ARGUMENT for a state that a scaler with
+ * Goes on from a state; windows in progress keep their scale, and what is no float32 is rounded to one, as init_scale is.
+ * Errors: STATE in the middle of a round, as for ga_loss_scaler_save; INVALID_ARGUMENT for a state that a scaler with
  * these options cannot have.
  */
 ga_status ga_loss_scaler_load(ga_loss_scaler *scaler, const ga_loss_scaler_state *state);
@@ -1175,8 +1185,8 @@ ga_status ga_accumulator_set_ramp(ga_accumulator *accumulator, int32_t clock, in
  * GA_WEIGHT_LATER. The loss is their sum; where the option says that it is their mean, it is multiplied by the weight
  * first. Weights of several losses of one micro-batch add up.
  * The graph is used up: a loss is accumulated once.
- * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a bad weight, for a loss that depends on no
- * parameter or on one of no or of another accumulator; NON_FINITE if the loss is, where isolated mode does not drop
+ * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a bad weight, for that of a mean which times the loss scale
+ * is beyond float32, for a loss that depends on no parameter or on one of no or of another accumulator; NON_FINITE if the loss is, where isolated mode does not drop
  * it; STATE if the graph is used up, if a parameter or what else a gradient is made from has changed since the
  * forward pass, if the loss was made by a mean (ga_mean or a GA_REDUCTION_MEAN) and the option says sum, or if the
  * weight of a mean is to come later than its commit. The window is then as it was. The exception is what fails in
@@ -1210,9 +1220,10 @@ ga_status ga_accumulate_gradient(ga_accumulator *accumulator, int64_t index, con
 
 /*
  * The same with gradients that carry a loss scale, in 2^-64 ... 2^64: whatever the window's own is, 1 included, the sums
- * come to the same. ga_accumulate_gradients is for gradients without one. In float16 and bfloat16 too, as sums are
- * float32.
- * Errors: those of ga_accumulate_gradients; INVALID_ARGUMENT for a bad gradient_scale.
+ * come to the same. ga_accumulate_gradients is for gradients without one. In float16 and bfloat16 too: they are converted
+ * to float32 first, and their scale is taken out on the way into the sums, of whatever sum_format.
+ * Errors: those of ga_accumulate_gradients; INVALID_ARGUMENT for a bad gradient_scale, or where the window's scale over it,
+ * times the weight of a mean, is beyond float32.
  */
 ga_status ga_accumulate_scaled_gradients(ga_accumulator *accumulator, const void *const *gradients, int64_t count,
                                          int32_t dtype, double gradient_scale, double loss, double weight);
@@ -1228,7 +1239,8 @@ ga_status ga_micro_batch_begin(ga_accumulator *accumulator);
  * Ends the open micro-batch, which then counts. In isolated mode this adds its gradients to the window, or drops it if
  * they or a loss are not finite.
  * Errors: STATE if none is open, if nothing was accumulated in it, or if the weight of a mean is missing: it stays
- * open; NON_FINITE where the policy or max_consecutive_skips says so: it was dropped.
+ * open; INVALID_ARGUMENT if moments have no float32 for a weight that came later, and it stays open; NON_FINITE where the
+ * policy or max_consecutive_skips says so: it was dropped.
  */
 ga_status ga_micro_batch_commit(ga_accumulator *accumulator);
 
@@ -1314,8 +1326,9 @@ ga_status ga_window_report(const ga_accumulator *accumulator, ga_report *report)
 #define GA_DECISION_APPLY 2 /* the update is made nonetheless: only for GA_STEP_SKIPPED_OUTLIER           */
 
 /*
- * Returns one of GA_DECISION_... for what report says: GA_STEP_SKIPPED_NON_FINITE, GA_STEP_SKIPPED_OUTLIER or
- * GA_MICRO_BATCH_NON_FINITE. Calls from it that accumulate, step or drop are GA_ERROR_STATE.
+ * Returns one of GA_DECISION_... for what report says: GA_STEP_SKIPPED_NON_FINITE, GA_STEP_SKIPPED_OVERFLOW under a loss
+ * scale, GA_STEP_SKIPPED_OUTLIER or GA_MICRO_BATCH_NON_FINITE. Calls from it that accumulate, step or drop are
+ * GA_ERROR_STATE.
  */
 typedef int32_t (*ga_skip_fn)(const ga_report *report, void *user);
 
@@ -1329,9 +1342,9 @@ ga_status ga_accumulator_set_skip_handler(ga_accumulator *accumulator, ga_skip_f
  * Multiplies losses by the scale of a scaler, from the next window on; NULL ends that. Sums then hold scaled gradients,
  * and the step divides by the scale along with the weight. All numbers that are reported, losses, norms and
  * ga_accumulated_gradient, are without the scale.
- * A window that overflows is skipped (GA_STEP_SKIPPED_OVERFLOW), and does not count for max_consecutive_skips while the
- * scale can go lower; in isolated mode its micro-batch is dropped, and the window is updated without it. The scale goes
- * down in either case. The report names the first bad parameter and the micro-batch in which its gradient came: given
+ * A window that overflows is skipped (GA_STEP_SKIPPED_OVERFLOW), and does not count for max_consecutive_skips where the
+ * scale can go below its own; in isolated mode its micro-batch is dropped, and the window is updated without it. The scale
+ * goes down in either case. The report names the first bad parameter and the micro-batch in which its gradient came: given
  * gradients are looked at while they are added, and the sums that the library's backward pass has added to are read once per
  * micro-batch. A sum that only got beyond float32 by adding up has no micro-batch. A loss that is not finite is no overflow,
  * as no scale makes it finite.
@@ -1356,7 +1369,9 @@ ga_status ga_accumulator_set_retry_handler(ga_accumulator *accumulator, ga_retry
 /*
  * Ends the additions to the window and gives the global 2-norm of its mean gradient, without the loss scale and before
  * clipping. This reads the sums once, and ga_step and ga_window_report go on with what was found. Nothing has to be
- * unscaled for a step: this is for those that want the norm before it, such as to ga_zero the window.
+ * unscaled for a step: this is for those that want the norm before it, such as to ga_zero the window. The loss scaler then
+ * learns what was found: an overflow lowers the scale as that of a skipped window does, and a finite norm counts towards
+ * its growth.
  * Errors: STATE if the window is empty or was unscaled before, a micro-batch is open, or a weight is missing.
  */
 ga_status ga_unscale(ga_accumulator *accumulator, double *norm);
@@ -1395,7 +1410,11 @@ ga_status ga_gradient_norms(const ga_accumulator *accumulator, double *out, int6
  */
 ga_status ga_stagnation(const ga_accumulator *accumulator, int64_t *additions, int64_t *unchanged, int64_t count);
 
-/* Drops what was accumulated, an open micro-batch included; parameters, optimizer state and counters stay. */
+/*
+ * Drops what was accumulated, an open micro-batch included; parameters, optimizer state and counters stay. The loss scaler
+ * learns what ga_unscale has found in the window, or isolated mode of a micro-batch that it dropped; an overflow that
+ * neither has found does not lower the scale.
+ */
 ga_status ga_zero(ga_accumulator *accumulator);
 
 /* A copy of the accumulated sum of parameter index, in the optimizer's order, of what was committed. Errors: INDEX. */

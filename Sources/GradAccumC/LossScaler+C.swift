@@ -71,9 +71,9 @@ public func ga_loss_scaler_save(_ handle: OpaquePointer!, _ out: UnsafeMutablePo
         let state = try lossScaler(handle).state
         try store(
             ga_loss_scaler_state(
-                struct_size: UInt32(MemoryLayout<ga_loss_scaler_state>.size), found: state.found.rawValue,
-                scale: state.scale, growth_tracker: Int64(state.growthTracker),
-                hysteresis_tracker: Int64(state.hysteresisTracker)), to: required(out, "out"))
+                struct_size: UInt32(MemoryLayout<ga_loss_scaler_state>.size), reserved: 0, scale: state.scale,
+                growth_tracker: Int64(state.growthTracker), hysteresis_tracker: Int64(state.hysteresisTracker)),
+            to: required(out, "out"))
     }
 }
 
@@ -85,7 +85,7 @@ public func ga_loss_scaler_load(_ handle: OpaquePointer!, _ given: UnsafePointer
         try scaler.setState(
             LossScaler.State(
                 scale: state.scale, growthTracker: Int(state.growth_tracker),
-                hysteresisTracker: Int(state.hysteresis_tracker), found: try constant(state.found, "found")))
+                hysteresisTracker: Int(state.hysteresis_tracker)))
     }
 }
 

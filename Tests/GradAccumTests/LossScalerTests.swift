@@ -81,6 +81,12 @@ final class LossScalerTests: XCTestCase {
         assertThrows(.state, naming: "nothing was unscaled") { try scaler.update() }
         let other = try LossScaler(.init(growthInterval: 1))
         try other.setState(scaler.state)
-        XCTAssertEqual(other.state, scaler.state)
+        XCTAssertEqual(try other.state, try scaler.state)
+        assertThrows(.state, naming: "loss_scaler_update") {
+            var one: Float = 1
+            _ = try scaler.unscale([(.init(&one), 1)], scale: 1)
+            _ = try scaler.state
+        }
+        assertThrows(.state, naming: "loss_scaler_update") { try scaler.setState(try other.state) }
     }
 }

@@ -277,7 +277,7 @@ void loss_scaling() {
     EXPECT(std::abs(accumulator.unscale() - std::sqrt(5.0)) < 1e-6);
     EXPECT_THROWS(ga::StateError, "unscaled", accumulator.unscale());
     EXPECT(accumulator.step().loss_scale == 1024 && w.to_vector<float>() == Values({-1, -2}));
-    EXPECT(scaler.save().growth_tracker == 1 && scaler.save().round() == ga::Round::empty);
+    EXPECT(scaler.save().growth_tracker == 1);
 
     int retries = 0;
     const auto overflow = [&] {
@@ -315,7 +315,8 @@ void loss_scaling() {
     EXPECT_THROWS(ga::DTypeError, "dtype", moved.unscale(halves, 2, 2, ga::DType::float32));
     std::vector<ga::Tensor> tensors;
     tensors.push_back(ga::Tensor::from_data({1}, {std::numeric_limits<float>::infinity()}));
-    EXPECT(!std::isfinite(moved.unscale(tensors, 64, 2)) && moved.save().round() == ga::Round::overflow);
+    EXPECT(!std::isfinite(moved.unscale(tensors, 64, 2)));
+    EXPECT_THROWS(ga::StateError, "loss_scaler_update", moved.save());
     moved.update();
     EXPECT(moved.scale() == 32);
     EXPECT_THROWS(ga::StateError, "", moved.update());

@@ -886,10 +886,17 @@ for _scale in (0.0, -2.0, NAN, INF, 1e300):
     case(f"ga_accumulate_scaled_gradients: gradient_scale {_scale}", INVALID_ARGUMENT, "scale is")(
         changed("ga_accumulate_scaled_gradients", 4, _scale)
     )
+case("ga_loss_scaler_unscale: one array twice", INVALID_ARGUMENT, "gradients[1] shares memory with gradients[0]")(
+    changed("ga_loss_scaler_unscale", 1, lambda w: handles(w.gradients[0].ctypes.data, w.gradients[0].ctypes.data))
+)
+for _function in ("ga_loss_scaler_save", "ga_loss_scaler_load"):
+    case(f"{_function}: after gradients were unscaled", STATE, "unscaled", "loss_scaler_update")(
+        changed(_function, 0, World.unscaled)
+    )
 case("ga_loss_scaler_update: nothing unscaled", STATE, "nothing was unscaled")(
     lambda w: ("ga_loss_scaler_update", w.scaler)
 )
-for _state in ({"scale": NAN}, {"scale": 0.5}, {"growth_tracker": -1}, {"hysteresis_tracker": 2}, {"found": 3}):
+for _state in ({"scale": NAN}, {"scale": 0.5}, {"growth_tracker": -1}, {"hysteresis_tracker": 2}):
     case(f"ga_loss_scaler_load: {_state}", INVALID_ARGUMENT, next(iter(_state)))(
         changed("ga_loss_scaler_load", 1, _ffi.LossScalerState(**_state))
     )

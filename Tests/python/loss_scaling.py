@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 
@@ -24,6 +25,7 @@ class ScalerModel:
     overflow: bool = field(init=False, default=False)
     applied: bool = field(init=False, default=False)
     ended: set[int] = field(init=False, default_factory=set)
+    unscaled: set[int] = field(init=False, default_factory=set)
     begun: dict[int, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -35,24 +37,41 @@ class ScalerModel:
         names += ("consecutive_hysteresis", "min_scale", "max_scale", "dynamic")
         return {name: getattr(self, name) for name in names}
 
-    def state(self) -> tuple[float, int, int, int]:
-        found = 2 if self.overflow else int(self.applied)
-        return self.scale, self.growth_tracker, self.hysteresis_tracker, found
+    def state(self) -> tuple[float, int, int]:
+        return self.scale, self.growth_tracker, self.hysteresis_tracker
+
+    @property
+    def is_between_rounds(self) -> bool:
+        return not (self.ended or self.unscaled)
+
+    def next_scale(self, accumulator: int = 0) -> float:
+        """Of a window that begins now."""
+        after = copy.copy(self)
+        if accumulator in self.ended and not self.unscaled:
+            after.end_round()
+        return after.scale
 
     def begin(self, accumulator: int = 0) -> float:
         """A window begins, and keeps the scale that this returns."""
-        if accumulator in self.ended:
+        if accumulator in self.ended and not self.unscaled:
             self.end_round()
         self.begun[accumulator] = self.scale
         return self.scale
 
     def end(self, accumulator: int = 0, *, overflow: bool = False, applied: bool = False) -> None:
-        scale = self.begun.pop(accumulator)
+        self.take(self.begun.pop(accumulator), overflow=overflow, applied=applied)
+        self.ended.add(accumulator)
+        if len(self.ended) == self.accumulators and not self.unscaled:
+            self.end_round()
+
+    def take(self, scale: float, *, overflow: bool = False, applied: bool = False) -> None:
         self.overflow |= overflow and scale <= self.scale
         self.applied |= applied and not overflow and scale >= self.scale
-        self.ended.add(accumulator)
-        if len(self.ended) == self.accumulators:
-            self.end_round()
+
+    def unscale(self, optimizer: int, *, overflow: bool) -> None:
+        """Gradients of the caller, under the present scale."""
+        self.take(self.scale, overflow=overflow, applied=True)
+        self.unscaled.add(optimizer)
 
     def lower(self) -> None:
         if self.dynamic:
@@ -86,4 +105,4 @@ class ScalerModel:
                 if self.dynamic:
                     self.scale = min(self.scale * self.growth_factor, self.max_scale)
         self.overflow = self.applied = False
-        self.ended = set()
+        self.ended, self.unscaled = set(), set()

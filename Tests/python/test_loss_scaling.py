@@ -1,7 +1,8 @@
-"""Windows under a loss scale: the laws, policies on overflow, gradients that carry a scale, and the order of calls."""
+"""Windows under a loss scale: the laws, policies on overflow, and the order of calls."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -345,7 +346,7 @@ def test_retried_window_has_the_bits_of_one_that_never_overflowed(source, isolat
     assert asked == [(2.0**20, 1), (2.0**19, 1), (2.0**18, 1)]
     assert (report.outcome, report.retries, report.loss_scale) == (APPLIED, 3, 2.0**17)
     assert (report.gradient_norm, report.micro_batches, report.aborted_micro_batches) == (expected.gradient_norm, 2, 0)
-    assert scaler.state_dict() == {"scale": 2.0**17, "growth_tracker": 1, "hysteresis_tracker": 3, "found": 0}
+    assert scaler.state_dict() == {"scale": 2.0**17, "growth_tracker": 1, "hysteresis_tracker": 3}
     assert window.weights() == plain.weights()
     window.accumulator.set_loss_scaler(None)
     assert afterwards(window) == afterwards(plain)
@@ -379,6 +380,37 @@ def test_retry_that_does_not_come_off_drops_the_window(way):
     window.accumulator.set_loss_scaler(None)
     reports, weights = afterwards(window)
     assert weights == afterwards(plain)[1]
+
+
+@pytest.mark.parametrize("handler", [None, lambda report: False], ids=["none", "declines"])
+def test_scale_that_was_never_tried_is_tried_before_the_limit_counts(handler):
+    """A retry that is declined has lowered the scale, to one that no window has had."""
+    scaler = ga.LossScaler(4.0)
+    window = Window("own", loss_scaler=scaler, max_consecutive_skips=1, retry_handler=handler)
+    for scale in (4.0, 2.0):
+        window.add(0, spoil=INF)
+        assert (window.step().loss_scale, scaler.scale) == (scale, scale / 2)
+    window.add(0, spoil=INF)
+    with pytest.raises(ga.GANonFiniteError, match="3 windows in a row.*loss scale of 1.0.*cannot go lower"):
+        window.step()
+
+
+def test_dropped_micro_batches_count_for_the_limit_at_the_floor_alone():
+    scaler = ga.LossScaler(2.0)
+    window = Window("own", loss_scaler=scaler, isolated=True, max_consecutive_skips=1)
+    for number in range(4):
+        window.add(number, spoil=INF)
+    window.add(4)
+    assert (window.step().aborted_micro_batches, scaler.scale) == (4, 1.0)
+    window.add(0, spoil=INF)
+    with pytest.raises(ga.GANonFiniteError, match="2 micro-batches in a row.*loss scale of 1.0"):
+        window.add(1, spoil=INF)
+    window.add(2)
+    assert window.step().outcome == APPLIED
+    window.accumulator.set_loss_scaler(ga.LossScaler(2.0))
+    for number in range(2):
+        with pytest.raises(ga.GANonFiniteError) if number else contextlib.nullcontext():
+            window.add(number, loss=NAN)  # which no scale makes finite
 
 
 def test_window_at_the_floor_is_not_retried_and_counts_as_a_skip():
@@ -418,7 +450,7 @@ def test_raise_and_skip_handler_see_the_overflow():
         window = Window("own", loss_scaler=scaler, **options)
         window.add(0)
         window.add(1, spoil=INF)
-        words = r'at a loss scale of 16.0.*parameters\[1\], "shift" in micro-batch 1.*lower the scale'
+        words = r'at a loss scale of 16.0.*parameters\[1\], "shift" in micro-batch 1.*a lower loss scale is still to be tried'
         with pytest.raises(ga.GANonFiniteError, match=words):
             window.step()
         assert scaler.scale == 8.0
@@ -437,7 +469,6 @@ def test_loss_that_is_not_finite_is_no_overflow():
     report = isolated.step()
     assert (report.outcome, report.aborted_micro_batches, report.non_finite_micro_batch) == (APPLIED, 1, 0)
     assert scaler.scale == 16.0
-    assert not scaler.state_dict()["found"] == 2
 
 
 def test_mean_beyond_float32_is_no_overflow():
@@ -460,85 +491,6 @@ def test_change_takes_effect_at_the_next_window():
     assert window.step().gradient_norm == plain.step().gradient_norm
     window.add(2)
     assert window.step().loss_scale == 2.0**5
-
-
-def test_failed_accumulate_begins_no_window():
-    scaler = ga.LossScaler(2.0**10)
-    window = Window("own", loss_scaler=scaler)
-    with pytest.raises(ga.GAError):
-        window.add(0, loss=NAN)
-    stranger = ga.tensor(np.ones(2, np.float32), requires_grad=True)
-    with pytest.raises(ga.GAInvalidArgumentError):
-        window.accumulator.accumulate(ga.sum(stranger), 1.0)
-    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**5})
-    window.add(0)
-    assert window.step().loss_scale == 2.0**5
-
-
-# ====== Gradients that carry a scale ======
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16], ids=["float32", "float16", "bfloat16"])
-def test_sums_are_the_same_whatever_scale_gradients_carry(dtype):
-    """Of all kinds in one window, with and without a scaler: what goes in is what is said of it, to the last bit."""
-
-    def converted(x: np.ndarray) -> np.ndarray:
-        return (x.view(np.uint32) >> 16).astype(np.uint16) if dtype == np.uint16 else x.astype(dtype)
-
-    coarse = [[(np.round(x * 8) / 8).astype(np.float32) for x in gradients(n)] for n in range(4)]
-
-    def run(scaler: ga.LossScaler | None, carried: list[float]) -> Any:
-        window = Window("own", loss_scaler=scaler)
-        for arrays, scale in zip(coarse, carried):
-            scaled = [converted(x * np.float32(scale)) for x in arrays]
-            window.accumulator.accumulate_gradients(scaled, 1.0, 2.0, scale=scale)
-        return window.sums(), window.step().gradient_norm, window.weights()
-
-    expected = run(None, [1.0] * 4)
-    for scaler, carried in itertools.product(
-        (None, static(1.0), static(2.0**16)), ([1.0] * 4, [2.0**7] * 4, [0.5, 1.0, 2.0**8, 4.0])
-    ):
-        assert run(scaler, carried) == expected
-
-
-def test_overflow_of_half_precision_gradients_is_found():
-    scaler = ga.LossScaler(2.0**10)
-    window = Window("own", loss_scaler=scaler)
-    with np.errstate(over="ignore"):
-        arrays = [(x * np.float32(1e6)).astype(np.float16) for x in gradients(0)]
-    window.accumulator.accumulate_gradients(arrays, 1.0, 1.0, scale=2.0**10)
-    assert (window.step().outcome, scaler.scale) == (OVERFLOW, 2.0**9)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.uint16], ids=["float32", "bfloat16"])
-def test_unscale_divides_in_place_and_gives_the_norm(dtype):
-    rng = np.random.default_rng(0)
-    exact = [(rng.integers(-64, 64, size) / 64).astype(np.float32) for size in ((3, 5), (100_003,), (1,))]
-    arrays = [np.asarray(x * np.float32(2.0**12)) for x in exact]
-    if dtype == np.uint16:
-        arrays = [np.asarray((x.view(np.uint32) >> 16).astype(np.uint16)) for x in arrays]
-    scaler = ga.LossScaler()
-    norm = scaler.unscale([*arrays, None], 2.0**12, optimizer=-3)
-    assert norm == pytest.approx(np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in exact)), rel=1e-12)
-    for array, wanted in zip(arrays, exact):
-        found = (array.astype(np.uint32) << 16).view(np.float32) if dtype == np.uint16 else array
-        assert (found == wanted).all()
-
-
-def test_unscale_refuses_what_it_cannot_do():
-    scaler = ga.LossScaler()
-    with pytest.raises(ga.GADTypeError, match="float16.*accumulate_scaled_gradients"):
-        scaler.unscale([np.ones(3, np.float16)], 8.0)
-    with pytest.raises(ga.GADTypeError, match="arrays.1. is"):
-        scaler.unscale([np.ones(3, np.float32), np.ones(3, np.float16)], 8.0)
-    with pytest.raises(ga.GAInvalidArgumentError, match="not contiguous"):
-        scaler.unscale([np.ones((3, 4), np.float32).T], 8.0)
-    for scale in (0.0, -1.0, INF, NAN, 2.0**65):
-        with pytest.raises(ga.GAInvalidArgumentError, match="scale is"):
-            scaler.unscale([np.ones(3, np.float32)], scale)
-        with pytest.raises(ga.GAInvalidArgumentError, match="scale is"):
-            Window("own").accumulator.accumulate_gradients(gradients(0), 1.0, 1.0, scale=scale)
-    scaler.unscale([np.ones(3, np.float32)], 8.0)
 
 
 # ====== The norm before the step ======
@@ -636,31 +588,6 @@ def test_scaler_is_set_between_windows():
     assert window.good().loss_scale == 1.0
 
 
-def test_accumulator_that_is_freed_leaves_the_round():
-    scaler = ga.LossScaler(8.0)
-    first, second = (Window("own", loss_scaler=scaler) for _ in range(2))
-    first.add(0, spoil=INF)
-    first.step()
-    assert scaler.scale == 8.0, "the other one may still end its window"
-    second.accumulator.close()
-    del second
-    assert scaler.scale == 4.0
-    first.add(0, spoil=INF)
-    first.step()
-    assert scaler.scale == 2.0
-
-
-def test_dropped_window_tells_nothing():
-    scaler = ga.LossScaler(8.0, growth_interval=1)
-    window = Window("own", loss_scaler=scaler)
-    before = scaler.state_dict()
-    window.add(0, spoil=INF)
-    window.accumulator.zero()
-    window.add(0, spoil=INF)
-    window.accumulator.end_data("drop")
-    assert scaler.state_dict() == before
-
-
 def test_state_goes_on_in_another_scaler():
     options: dict[str, Any] = {"growth_interval": 3, "hysteresis": 2}
     rng = np.random.default_rng(0)
@@ -674,7 +601,7 @@ def test_state_goes_on_in_another_scaler():
         assert other.state_dict() == scaler.state_dict()
         window.accumulator.set_loss_scaler(other)
         scaler = other
-    for change in ({"scale": 3.0}, {"scale": 0.25}, {"growth_tracker": 3}, {"hysteresis_tracker": 0}, {"found": 3}):
+    for change in ({"scale": 3.0}, {"scale": 0.25}, {"growth_tracker": 3}, {"hysteresis_tracker": 0}):
         before = scaler.state_dict()
         with pytest.raises(ga.GAInvalidArgumentError, match=f"{next(iter(change))} is {next(iter(change.values()))}"):
             scaler.load_state_dict({**before, **change})
@@ -714,20 +641,6 @@ def test_scaler_of_another_kind_is_refused():
     window = Window("own")
     with pytest.raises(ga.GAInvalidArgumentError, match="scaler is no live ga_loss_scaler"):
         ga.accumulator.lib.ga_accumulator_set_loss_scaler(window.accumulator.handle, window.optimizer.handle)
-
-
-def test_scales_that_are_too_far_apart_are_refused_and_lose_nothing():
-    ones = [np.ones(4, np.float32)]
-    for loss_scale, gradient_scale in ((2.0**-64, 2.0**64), (2.0**64, 2.0**-64)):
-        parameter = ga.tensor(np.ones(4, np.float32), requires_grad=True)
-        scaler = ga.LossScaler(loss_scale, dynamic=False)
-        window = ga.Accumulator(ga.SGD([parameter], lr=1.0), loss_scaler=scaler)
-        with pytest.raises(ga.GAInvalidArgumentError, match="gradient_scale is .* beyond float32"):
-            window.accumulate_gradients(ones, 0.0, 1.0, scale=gradient_scale)
-        assert window.window().micro_batches == 0
-        window.accumulate_gradients([np.full(4, loss_scale, np.float32)], 0.0, 1.0, scale=loss_scale)
-        assert window.step().outcome == APPLIED
-        assert parameter.numpy().tolist() == [0.0] * 4
 
 
 def test_declined_retry_reports_its_own_window():

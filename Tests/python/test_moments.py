@@ -211,7 +211,7 @@ def test_what_cannot_be_taken_back_is_an_error():
 @pytest.mark.parametrize("way", ["plain", "float16", "scaled", "autograd"])
 def test_loss_scale_changes_no_bit_and_an_overflow_is_dropped(way):
     found = []
-    for scaler in (None, ga.LossScaler(2.0**14)):
+    for way, scaler in (("plain", None), (way, None), (way, ga.LossScaler(2.0**14))):
         x = leaves()
         accumulator = moments(ga.AdamW(x, 0.1), loss_scaler=scaler)
         with pytest.raises(ga.GAStateError, match="accumulate_into is moments"):
@@ -233,7 +233,7 @@ def test_loss_scale_changes_no_bit_and_an_overflow_is_dropped(way):
                 report = accumulator.step()
                 assert report.outcome == ga.Outcome.APPLIED
         found.append([value.numpy().tobytes() for value in x])
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert report.loss_scale == scaler.scale == 2.0**13
     accumulator.accumulate_gradients([np.full(s, np.inf, np.float32) for s in SHAPES], 1.0, 1)
     report = accumulator.step()

@@ -23,9 +23,9 @@ extension Accumulator {
         try add(loss: value, weight: weight, since: loss.producer?.start, "accumulate") { () throws(GAError) in
             let graph = try Graph(of: loss, into: self)
             guard graph.hasLeaves else { throw dependsOnNothing("accumulate") }
-            return graph
-        } run: { (graph, scale) throws(GAError) in
-            try graph.backward(seed: scale * Float(lossScale), into: self)
+            return (graph, try factor(weight: weight, "accumulate"))
+        } run: { (graph, seed) throws(GAError) in
+            try graph.backward(seed: seed, into: self)
         }
     }
 
@@ -53,21 +53,14 @@ extension Accumulator {
             return try accumulateIntoMoments(gradients, gradientScale: gradientScale, loss: loss, weight: weight)
         }
         try add(loss: loss, weight: weight, since: nil, "accumulate_gradients") { () throws(GAError) in
-            let factor = Float(lossScale / gradientScale)
-            guard factor.isNormal else {
-                throw GAError(
-                    .invalidArgument,
-                    "accumulate_gradients: gradient_scale is \(gradientScale) and the loss scale \(lossScale): what is "
-                        + "between them is beyond float32")
-            }
+            let factor = try factor(ofGradientScale: gradientScale, weight: weight, "accumulate_gradients")
             // Nothing in the loops over parameters counts references: with many small ones that takes longer than to add up.
             let (destination, parameters, update) = (destination, optimizer.parameters, optimizer.updateCount)
             for index in gradients.indices where gradients[index] != nil && destination[index].firstDense == nil {
                 try destination[index].prepareDense(parameters[index], update: update)
             }
             return factor
-        } run: { (quotient: Float, scale) throws(GAError) in
-            let factor = scale * quotient
+        } run: { (factor: Float) throws(GAError) in
             let (destination, parameters, addition) = (destination, optimizer.parameters, addition(dtype, factor))
             guard options.isIsolated || options.sumFormat == .float32 else {
                 for index in gradients.indices where gradients[index] != nil {
@@ -147,22 +140,21 @@ extension Accumulator {
         GAError(.state, "\(operation): micro-batch \(open.number) has failed half-way: abort it and begin another")
     }
 
-    /// Adds to the open micro-batch, or makes one of its own: `prepare` changes no sum, and what `run` adds is multiplied by
-    /// the number that it is given, and by the loss scale.
+    /// Adds to the open micro-batch, or makes one of its own: `prepare` changes no sum, and `run` adds to them.
     private func add<Preparation>(
         loss: Double, weight: Double?, since start: UInt64?, _ operation: StaticString,
-        prepare: () throws(GAError) -> Preparation, run: (Preparation, Float) throws(GAError) -> Void
+        prepare: () throws(GAError) -> Preparation, run: (Preparation) throws(GAError) -> Void
     ) throws(GAError) {
         isBusy = true
         defer { isBusy = false }
         let isAlone = window.microBatch == nil
         startWindow()
-        defer { if window.isEmpty && !window.isBroken { window = Window() } }
+        defer { finishStart() }
         var microBatch = window.microBatch ?? MicroBatch(number: window.nextNumber, start: start ?? Monotonic.now())
         if loss.isFinite {
             let preparation = try prepare()
             do throws(GAError) {
-                try run(preparation, options.lossReduction == .mean ? Float(weight ?? 1) : 1)
+                try run(preparation)
             } catch {
                 breakOff(isAlone: isAlone)
                 throw error

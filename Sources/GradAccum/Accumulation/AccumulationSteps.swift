@@ -34,4 +34,13 @@ extension Accumulator {
         if window.accumulationSteps == nil { window.accumulationSteps = nextAccumulationSteps }
         if window.lossScale == nil { window.lossScale = lossScaler?.scaleOfWindow(lastRound: lastRound) }
     }
+
+    /// Has the window that was started begin, unless what was to go into it has failed and it is as it was.
+    func finishStart() {
+        if window.isEmpty && !window.isBroken {
+            window = Window()
+        } else {
+            lossScaler?.beginWindow(lastRound: lastRound)
+        }
+    }
 }

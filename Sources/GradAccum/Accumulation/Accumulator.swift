@@ -82,11 +82,12 @@ public final class Accumulator {
     deinit { lossScaler?.detach(lastRound: lastRound) }
 
     /// Drops what was accumulated, an open micro-batch included; parameters, optimizer state and counters stay as they are.
+    /// The loss scaler learns what was found by ``unscale()``, or of a micro-batch that isolated mode has dropped.
     /// Errors: `state` from within another call, which only a callback of the caller can be.
     public func zero() throws(GAError) {
         try requireIdle("zero")
         try requireDroppable("zero")
-        drop()
+        abandon()
     }
 
     /// Empties the window, and frees accumulators of places that it did not use.

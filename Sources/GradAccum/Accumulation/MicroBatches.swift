@@ -9,6 +9,7 @@ extension Accumulator {
         try requireOpenSums("micro_batch_begin")
         startWindow()
         window.microBatch = MicroBatch(number: window.nextNumber, start: Monotonic.now())
+        finishStart()
     }
 
     /// Ends the open micro-batch, whose gradients are then in the window.

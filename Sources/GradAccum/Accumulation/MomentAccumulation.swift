@@ -86,6 +86,13 @@ extension Accumulator {
         }
         // The second moments take in squares.
         let scale = Double(microBatch.scale) / lossScale
+        guard Float(scale).isNormal || scale == 0 else {
+            throw GAError(
+                .invalidArgument,
+                "micro_batch_commit: the weight of micro-batch \(microBatch.number) is \(microBatch.weight) and the loss "
+                    + "scale \(lossScale): what gradients are multiplied by is beyond float32; abort it, or drop it with zero"
+            )
+        }
         if let index = squares.firstIndex(where: { !Float($0 * scale * scale).isFinite }) {
             let found = WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
             if !squares[index].isFinite { window.overflow = window.overflow ?? found }
@@ -138,17 +145,17 @@ extension Accumulator {
         isBusy = true
         defer { isBusy = false }
         startWindow()
-        defer { if window.isEmpty { window = Window() } }
+        defer { finishStart() }
         var microBatch = MicroBatch(number: window.nextNumber, start: Monotonic.now())
-        if !loss.isFinite {
+        if loss.isFinite {
+            microBatch.scale = try factor(ofGradientScale: gradientScale, weight: weight, "accumulate_gradients")
+        } else {
             microBatch.nonFinite = WindowReport.NonFinite(parameter: nil, microBatch: microBatch.number)
         }
         microBatch.additions = 1
         microBatch.isWeightToCome = weight == nil
         microBatch.weight = weight ?? 0
-        let isMean = options.lossReduction == .mean
-        microBatch.loss = isMean ? loss * (weight ?? 1) : loss
-        microBatch.scale = (isMean ? Float(weight ?? 1) : 1) * Float(lossScale / gradientScale)
+        microBatch.loss = options.lossReduction == .mean ? loss * (weight ?? 1) : loss
         try commit(
             microBatch, "accumulate_gradients", given: gradients.map { $0?.assumingMemoryBound(to: Float.self) })
     }

@@ -22,7 +22,30 @@ extension Accumulator {
     }
 
     /// That of the window in progress, or of the next one if nothing has begun.
-    var lossScale: Double { window.lossScale ?? lossScaler?.scale ?? 1 }
+    var lossScale: Double { window.lossScale ?? lossScaler?.scaleOfWindow(lastRound: lastRound) ?? 1 }
+
+    /// What gradients that carry `gradientScale` are multiplied by on their way into the window: the loss scale in place
+    /// of theirs, times the weight of a mean. That of a loss, whose gradients are to be made, carries none.
+    ///
+    /// Errors: `invalidArgument` if that is beyond float32, where zeros would become NaNs or gradients would vanish.
+    func factor(
+        ofGradientScale gradientScale: Double = 1, weight: Double?, _ operation: StaticString
+    ) throws(GAError) -> Float {
+        let quotient = Float(lossScale / gradientScale)
+        let weight = options.lossReduction == .mean ? weight ?? 1 : 1
+        let factor = Float(weight) * quotient
+        // Moments have no loss scale.
+        let isNormal = factor.isNormal && (moments == nil || Float(Double(factor) / lossScale).isNormal)
+        guard quotient.isNormal && (isNormal || weight == 0) else {
+            throw GAError(
+                .invalidArgument,
+                "\(operation): " + (gradientScale == 1 ? "" : "gradient_scale is \(gradientScale), ")
+                    + "the loss scale is \(lossScale)"
+                    + (weight == 1 ? "" : " and the weight of the mean \(weight)")
+                    + ": what gradients are multiplied by is beyond float32; choose them closer to each other")
+        }
+        return factor
+    }
 
     /// Ends the additions to the window and returns the global 2-norm of its mean gradient, without loss scale and before
     /// clipping; it is not finite where a gradient is not.
@@ -84,6 +107,21 @@ extension Accumulator {
             let elements = sum.floats + start
             Runtime.kernels.add_scaled(elements, elements, SHIMS_F32, factor, Int64(count), 0)
         }
+    }
+
+    /// Drops the window before its step. What had been found of its gradients by then counts for the loss scale, as in
+    /// torch.amp.GradScaler: an overflow or, where ``unscale()`` has found none, its absence.
+    func abandon() {
+        let (finding, scale) = (isRetrying ? nil : self.finding, lossScale)
+        drop()
+        if let finding { noteEnd(finding, under: scale) }
+    }
+
+    /// What is known of the gradients of the window without looking at them: nil if nothing is.
+    private var finding: LossScaler.Finding? {
+        if window.overflow != nil { return .overflow }
+        guard let folded = window.folded else { return nil }
+        return window.weight == 0 ? .nothing : folded.isFinite ? .finite : .overflow
     }
 
     // MARK: Again

@@ -83,7 +83,7 @@ extension Accumulator {
 
     /// Whether a lower loss scale is still to be tried, so that a skip is no sign of anything worse.
     private func isLowering(_ report: WindowReport) -> Bool {
-        guard let lossScaler, lossScaler.isAboveFloor else { return false }
+        guard let lossScaler, lossScaler.canGoBelow(report.lossScale) else { return false }
         return report.outcome == .skippedOverflow
             || report.outcome == .microBatchNonFinite && report.firstNonFinite?.parameter != nil
     }
@@ -91,8 +91,8 @@ extension Accumulator {
     private func advice(_ report: WindowReport) -> String {
         if report.outcome == .skippedOutlier { return "; lower the learning rate, or raise the limit" }
         if report.outcome == .skippedOverflow, let lossScaler {
-            return lossScaler.isAboveFloor
-                ? "; the loss scaler is about to lower the scale"
+            return lossScaler.canGoBelow(report.lossScale)
+                ? "; a lower loss scale is still to be tried"
                 : "; the loss scale cannot go lower: allow a smaller min_scale, or lower the learning rate or look at the data"
         }
         let isUnknown =

@@ -21,7 +21,7 @@ extension Accumulator {
                 "data_begin: the window holds \(window.microBatches) micro-batches of earlier data: say what becomes of them "
                     + "with data_end (step, carry or drop)")
         }
-        if window.microBatches == 0 { drop() }
+        if window.microBatches == 0 { abandon() }
         window.isCarried = false
     }
 
@@ -50,7 +50,7 @@ extension Accumulator {
             window.isCarried = true
         case .drop:
             report.outcome = .dropped
-            drop()
+            abandon()
         }
         return report
     }

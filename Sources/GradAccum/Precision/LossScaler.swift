@@ -11,14 +11,11 @@ import CShims
 /// Objects that share a scaler are used by one thread at a time.
 public final class LossScaler {
     public let options: Options
-    /// Of the next window.
-    public private(set) var scale: Double
-    /// Rounds without an overflow since the scale last changed, or since one with.
-    private(set) var growthTracker = 0
-    /// Rounds with an overflow that are left before the scale goes down, that one included.
-    private(set) var hysteresisTracker: Int
-    private(set) var found = Finding.nothing
+    /// Of windows that begin in this round, and of gradients of the caller's until ``update()``.
+    public var scale: Double { current.scale }
 
+    private var current: State
+    private var found = Finding.nothing
     /// Counts from 1, so that no accumulator has ended a window in the first.
     private var round = 1
     private var attached = 0
@@ -27,11 +24,11 @@ public final class LossScaler {
     private var unscaled: Set<Int> = []
 
     /// What the windows of a round have shown.
-    public enum Finding: Int32, CaseIterable, Sendable {
+    enum Finding {
         /// No update and no overflow.
-        case nothing = 0
-        case finite = 1
-        case overflow = 2
+        case nothing
+        case finite
+        case overflow
     }
 
     public struct Options: Sendable {
@@ -71,21 +68,18 @@ public final class LossScaler {
         }
     }
 
-    /// What a scaler needs to go on as another one would have.
+    /// What a scaler needs to go on, between rounds, as another one would have.
     public struct State: Sendable, Equatable {
         public var scale: Double
         /// Rounds without an overflow towards the next growth.
         public var growthTracker: Int
         /// Rounds with an overflow that are left before the scale goes down, that one included.
         public var hysteresisTracker: Int
-        /// What the round that is not over has shown.
-        public var found: Finding
 
-        public init(scale: Double, growthTracker: Int, hysteresisTracker: Int, found: Finding = .nothing) {
+        public init(scale: Double, growthTracker: Int, hysteresisTracker: Int) {
             self.scale = scale
             self.growthTracker = growthTracker
             self.hysteresisTracker = hysteresisTracker
-            self.found = found
         }
     }
 
@@ -101,24 +95,33 @@ public final class LossScaler {
         options.minScale = Double(Float(options.minScale))
         options.maxScale = Double(Float(options.maxScale))
         self.options = options
-        scale = options.initScale
-        hysteresisTracker = options.hysteresis
+        current = State(scale: options.initScale, growthTracker: 0, hysteresisTracker: options.hysteresis)
     }
 
-    /// Whether an overflow can lower the scale, now or after others.
-    var isAboveFloor: Bool { options.isDynamic && scale > options.minScale }
+    /// Whether a window can have a lower scale than this.
+    func canGoBelow(_ scale: Double) -> Bool { options.isDynamic && scale > options.minScale }
 
     // MARK: State
 
+    /// What another scaler of the same options goes on from.
+    ///
+    /// Errors: `state` in the middle of a round, of which no state knows who had a part in it.
     public var state: State {
-        State(scale: scale, growthTracker: growthTracker, hysteresisTracker: hysteresisTracker, found: found)
+        get throws(GAError) {
+            try requireBetweenRounds("loss_scaler_save")
+            return current
+        }
     }
 
     /// Goes on from a state. Windows in progress keep the scale that they began with.
     ///
-    /// Errors: `invalidArgument` for a state that a scaler of these options cannot have.
+    /// Errors: `state` in the middle of a round, `invalidArgument` for a state that a scaler of these options cannot have.
     public func setState(_ state: State) throws(GAError) {
-        try options.require(state.scale, "scale", in: options.range)
+        try requireBetweenRounds("loss_scaler_load")
+        // Rounded as those of the options are.
+        let scale = Double(Float(state.scale))
+        let isRounded = options.allowsAnyScale && options.range.contains(scale)
+        try options.require(isRounded ? scale : state.scale, "scale", in: options.range)
         func require(_ value: Int, _ name: StaticString, in range: ClosedRange<Int>) throws(GAError) {
             guard !range.contains(value) else { return }
             throw GAError(
@@ -128,20 +131,29 @@ public final class LossScaler {
         }
         try require(state.growthTracker, "growth_tracker", in: 0...(options.growthInterval - 1))
         try require(state.hysteresisTracker, "hysteresis_tracker", in: 1...options.hysteresis)
-        (scale, growthTracker, hysteresisTracker) = (state.scale, state.growthTracker, state.hysteresisTracker)
-        found = state.found
-        ended = 0
-        round += 1
-        unscaled.removeAll(keepingCapacity: true)
+        current = state
+        current.scale = scale
     }
 
     // MARK: Rounds
+
+    private var isRoundUnderWay: Bool { found != .nothing || ended > 0 || !unscaled.isEmpty }
+
+    private func requireBetweenRounds(_ operation: StaticString) throws(GAError) {
+        guard isRoundUnderWay else { return }
+        let what =
+            unscaled.isEmpty
+            ? "a round is under way, in which \(ended) of \(attached) accumulators have ended a window: first step the "
+                + "others, or end it with loss_scaler_update"
+            : "gradients were unscaled since the last update: first call loss_scaler_update, after the steps"
+        throw GAError(.state, "\(operation): \(what)")
+    }
 
     /// Ends the round: one update of the scale, by what the windows and gradients in it have shown.
     ///
     /// Rounds of accumulators alone end by themselves. Errors: `state` if the round has shown nothing yet.
     public func update() throws(GAError) {
-        guard found != .nothing || !unscaled.isEmpty || ended > 0 else {
+        guard isRoundUnderWay else {
             throw GAError(
                 .state,
                 "loss_scaler_update: nothing was unscaled and no window ended since the last update: unscale gradients first (a "
@@ -151,28 +163,37 @@ public final class LossScaler {
     }
 
     private func endRound() {
-        switch found {
-        case .nothing: break
-        case .overflow:
-            growthTracker = 0
-            if hysteresisTracker > 1 { hysteresisTracker -= 1 } else { lower() }
-        case .finite:
-            if options.isHysteresisConsecutive { hysteresisTracker = options.hysteresis }
-            growthTracker += 1
-            if growthTracker == options.growthInterval {
-                growthTracker = 0
-                hysteresisTracker = options.hysteresis
-                if options.isDynamic { scale = min(Double(Float(scale * options.growthFactor)), options.maxScale) }
-            }
-        }
+        current = afterRound
         found = .nothing
         ended = 0
         round += 1
         unscaled.removeAll(keepingCapacity: true)
     }
 
-    private func lower() {
-        if options.isDynamic { scale = max(Double(Float(scale * options.backoffFactor)), options.minScale) }
+    /// What the state becomes if the round ends with what was found so far.
+    private var afterRound: State {
+        var state = current
+        switch found {
+        case .nothing: break
+        case .overflow:
+            state.growthTracker = 0
+            if state.hysteresisTracker > 1 { state.hysteresisTracker -= 1 } else { state.scale = lower(state.scale) }
+        case .finite:
+            if options.isHysteresisConsecutive { state.hysteresisTracker = options.hysteresis }
+            state.growthTracker += 1
+            if state.growthTracker == options.growthInterval {
+                state.growthTracker = 0
+                state.hysteresisTracker = options.hysteresis
+                if options.isDynamic {
+                    state.scale = min(Double(Float(state.scale * options.growthFactor)), options.maxScale)
+                }
+            }
+        }
+        return state
+    }
+
+    private func lower(_ scale: Double) -> Double {
+        options.isDynamic ? max(Double(Float(scale * options.backoffFactor)), options.minScale) : scale
     }
 
     /// Takes in what gradients under a scale have shown. An overflow tells of that scale and those above it, and its
@@ -198,10 +219,15 @@ public final class LossScaler {
         endRoundOfAll()
     }
 
-    /// The scale of a window that begins, of an accumulator that last ended one in `lastRound`.
-    func scaleOfWindow(lastRound: Int) -> Double {
-        if lastRound == round && unscaled.isEmpty { endRound() }
-        return scale
+    /// Whether a window that begins ends the round, of an accumulator that last ended one in `lastRound`.
+    private func isOver(for lastRound: Int) -> Bool { lastRound == round && unscaled.isEmpty }
+
+    /// The scale of the next window of an accumulator that last ended one in `lastRound`.
+    func scaleOfWindow(lastRound: Int) -> Double { isOver(for: lastRound) ? afterRound.scale : scale }
+
+    /// A window has begun, with that scale. What fails before there is anything in it leaves the round as it was.
+    func beginWindow(lastRound: Int) {
+        if isOver(for: lastRound) { endRound() }
     }
 
     /// Takes in the end of a window. Returns the round that it belongs to.
@@ -213,18 +239,15 @@ public final class LossScaler {
     }
 
     private func endRoundOfAll() {
-        if ended > 0 && ended == attached && unscaled.isEmpty { endRound() }
+        if isRoundUnderWay && ended == attached && unscaled.isEmpty { endRound() }
     }
 
     /// Lowers the scale below that of a window which is to be computed again, whatever hysteresis says. Returns false if
     /// that cannot be done.
     func lowerForRetry(below windowScale: Double) -> Bool {
-        guard options.isDynamic && windowScale > options.minScale else { return false }
-        growthTracker = 0
-        if scale >= windowScale {
-            scale = windowScale
-            lower()
-        }
+        guard canGoBelow(windowScale) else { return false }
+        current.growthTracker = 0
+        if scale >= windowScale { current.scale = lower(windowScale) }
         return scale < windowScale
     }
 
@@ -233,13 +256,14 @@ public final class LossScaler {
     /// Divides gradients by the scale that they carry, in place, and looks for NaNs and infinities in the same pass.
     ///
     /// Returns their global 2-norm, which is not finite exactly if one of them is not. What was found counts for the next
-    /// ``update()``.
+    /// ``update()``, whether a step follows or not.
     /// - Parameters:
-    ///   - gradients: contiguous arrays, or nil, with the number of their elements.
+    ///   - gradients: contiguous arrays, or nil, with the number of their elements. No two share memory.
     ///   - dtype: float32 or bfloat16. In float16 they would lose what the scale has saved.
     ///   - scale: what ``scale`` was when the loss was multiplied by it.
-    ///   - optimizer: a number of the caller's that tells its optimizers apart.
-    /// - Throws: `state` if this optimizer's were unscaled in this round, `dtype`, `invalidArgument` for a bad scale.
+    ///   - optimizer: a number of the caller's that tells its optimizers apart. What is given under two is divided twice.
+    /// - Throws: `state` if this optimizer's were unscaled in this round, `dtype`, `invalidArgument` for a bad scale or
+    ///   arrays that share memory.
     public func unscale(
         _ gradients: [(address: UnsafeMutableRawPointer?, count: Int)], _ dtype: DType = .float32, scale: Double,
         optimizer: Int = 0
@@ -259,6 +283,7 @@ public final class LossScaler {
                 "\(operation): the gradients of optimizer \(optimizer) have been unscaled since the last update: unscale "
                     + "once, after the last backward, and call loss_scaler_update after the steps")
         }
+        try LossScaler.requireApart(gradients, dtype, operation)
         let pieces = Pieces(gradients.map { $0.address == nil ? 0 : $0.count })
         let factor = Float(1 / scale)
         var squares = [Double](repeating: 0, count: pieces.count)
@@ -281,6 +306,21 @@ public final class LossScaler {
         unscaled.insert(optimizer)
         take(norm.isFinite ? .finite : .overflow, under: scale)
         return norm
+    }
+
+    /// Errors: `invalidArgument` if two arrays share memory, which would be divided twice, and by two threads at once.
+    private static func requireApart(
+        _ gradients: [(address: UnsafeMutableRawPointer?, count: Int)], _ dtype: DType, _ operation: StaticString
+    ) throws(GAError) {
+        let spans = gradients.enumerated().filter { $1.address != nil && $1.count > 0 }
+            .map { (index: $0, start: UInt(bitPattern: $1.address), bytes: UInt($1.count) &* UInt(dtype.byteCount)) }
+            .sorted { $0.start < $1.start }
+        for (one, next) in zip(spans, spans.dropFirst()) where next.start - one.start < one.bytes {
+            throw GAError(
+                .invalidArgument,
+                "\(operation): gradients[\(max(one.index, next.index))] shares memory with "
+                    + "gradients[\(min(one.index, next.index))], which would be divided twice: pass each array once")
+        }
     }
 
     /// Errors: `invalidArgument` unless gradients can carry the scale.

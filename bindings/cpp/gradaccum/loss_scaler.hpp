@@ -32,9 +32,6 @@ struct LossScalerOptions : ga_loss_scaler_options {
 /// What another scaler with the same options goes on from: the fields of ga_loss_scaler_state.
 struct LossScalerState : ga_loss_scaler_state {
     LossScalerState() noexcept : ga_loss_scaler_state GA_LOSS_SCALER_STATE_INIT {}
-
-    /// What the round that is not over has found so far.
-    Round round() const noexcept { return static_cast<Round>(found); }
 };
 
 /// The number that losses are multiplied by. Set for an Accumulator, or several, it does all by itself; unscale() and
@@ -95,6 +92,7 @@ public:
     /// Ends a round that unscale() had a part in, and updates the scale.
     void update() { check(ga_loss_scaler_update(handle())); }
 
+    /// Throws StateError in the middle of a round.
     LossScalerState save() const {
         LossScalerState state;
         check(ga_loss_scaler_save(handle(), &state));

@@ -59,7 +59,6 @@ enum class Outcome : std::int32_t {
     skipped_overflow = GA_STEP_SKIPPED_OVERFLOW
 };
 enum class Decision : std::int32_t { skip = GA_DECISION_SKIP, raise = GA_DECISION_RAISE, apply = GA_DECISION_APPLY };
-enum class Round : std::int32_t { empty = GA_ROUND_EMPTY, finite = GA_ROUND_FINITE, overflow = GA_ROUND_OVERFLOW };
 enum class Tail : std::int32_t { step = GA_TAIL_STEP, carry = GA_TAIL_CARRY, drop = GA_TAIL_DROP };
 
 /// What a schedule, a ramp or an average reads: applied updates, or the weight of their windows.

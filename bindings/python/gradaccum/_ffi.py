@@ -61,7 +61,6 @@ STEP_APPLIED, STEP_SKIPPED_NON_FINITE, STEP_SKIPPED_ZERO_WEIGHT, STEP_SKIPPED_OU
 STEP_PENDING, STEP_DROPPED, STEP_EMPTY, MICRO_BATCH_NON_FINITE = 4, 5, 6, 7
 DECISION_SKIP, DECISION_RAISE, DECISION_APPLY = 0, 1, 2
 STEP_SKIPPED_OVERFLOW = 8
-ROUND_EMPTY, ROUND_FINITE, ROUND_OVERFLOW = 0, 1, 2
 TAIL_STEP, TAIL_CARRY, TAIL_DROP = 0, 1, 2
 
 # ====== Structs: field for field those of the header ======
@@ -421,7 +420,7 @@ class LossScalerOptions(_Sized):
 class LossScalerState(_Sized):
     _fields_ = [
         ("struct_size", c_uint32),
-        ("found", c_int32),
+        ("reserved", c_uint32),
         ("scale", c_double),
         ("growth_tracker", c_int64),
         ("hysteresis_tracker", c_int64),

@@ -544,7 +544,8 @@ class Accumulator(Handle):
         return additions, unchanged
 
     def zero(self) -> None:
-        """Drops what was accumulated, an open micro-batch included."""
+        """Drops what was accumulated, an open micro-batch included. The loss scaler learns what unscale() has found, or
+        isolated mode of a micro-batch that it dropped."""
         lib.ga_zero(self.handle)
         self._open = None
         self._has_ended = False

@@ -15,6 +15,9 @@ from ._handle import Handle
 from .errors import GADTypeError, GAInvalidArgumentError
 from .tensor import numpy_dtype_of
 
+# Of _ffi.LossScalerState, what a state is made of.
+_STATE = ("scale", "growth_tracker", "hysteresis_tracker")
+
 
 class LossScaler(Handle):
     """The number that losses are multiplied by, so that gradients in half precision do not vanish: it goes down when
@@ -71,14 +74,16 @@ class LossScaler(Handle):
 
     @property
     def scale(self) -> float:
-        """The scale of the next window, or of gradients of your own until update()."""
+        """The scale of windows that begin in this round, and of gradients of your own until update(). The next window of an
+        accumulator that has ended one in it begins another round: its window() has the scale."""
         value = c_double()
         lib.ga_loss_scaler_scale(self.handle, byref(value))
         return value.value
 
     def unscale(self, arrays: Sequence[np.ndarray | None], scale: float, *, optimizer: int = 0) -> float:
         """Divides gradients of your own by the scale that they carry, in place, and returns the norm of all, which is
-        finite exactly if all elements are. optimizer: a number that tells your optimizers apart."""
+        finite exactly if all elements are. No two share memory. optimizer: a number that tells your optimizers apart;
+        an array that is given under two is divided twice. What is found counts for update(), stepped or not."""
         require("arrays", arrays, Collection, "a sequence of arrays")
         addresses: Any = (c_void_p * len(arrays))()
         counts: Any = (c_int64 * len(arrays))()
@@ -114,17 +119,18 @@ class LossScaler(Handle):
         lib.ga_loss_scaler_update(self.handle)
 
     def state_dict(self) -> dict[str, Any]:
-        """What another scaler with the same options goes on from."""
+        """What another scaler with the same options goes on from. GAStateError in the middle of a round, where some
+        accumulators that share the scaler have ended a window and others have not, or gradients were unscaled since the
+        last update(): step the others, or update() first."""
         state = _ffi.LossScalerState()
         lib.ga_loss_scaler_save(self.handle, byref(state))
-        return {name: getattr(state, name) for name, *_ in state._fields_[1:]}
+        return {name: getattr(state, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state. Windows in progress keep their scale."""
+        """Goes on from a state; windows in progress keep their scale. GAStateError in the middle of a round."""
         require("state", state, dict, "what state_dict() returned")
-        names = [name for name, *_ in _ffi.LossScalerState._fields_[1:]]
-        if sorted(state) != sorted(names):
+        if sorted(state) != sorted(_STATE):
             raise GAInvalidArgumentError(
-                f"the state has {', '.join(sorted(state)) or 'nothing'}, and {', '.join(names)} are needed"
+                f"the state has {', '.join(sorted(state)) or 'nothing'}, and {', '.join(_STATE)} are needed"
             )
         lib.ga_loss_scaler_load(self.handle, byref(_ffi.LossScalerState(**state)))
