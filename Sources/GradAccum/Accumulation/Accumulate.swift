@@ -72,13 +72,11 @@ extension Accumulator {
             let pieces = Pieces(gradients.indices.lazy.map { gradients[$0] == nil ? 0 : parameters[$0].elementCount })
             try addGiven(pieces, dtype, times: factor) { index, start, count in
                 let gradient = gradients[index]! + start * dtype.byteCount
-                destination[index].firstDense!._withUnsafeGuaranteedRef {
-                    $0.add(gradient, addition, from: start, count: count)
-                }
+                destination[index].add(gradient, addition, from: start, count: count)
                 return gradient
             }
             for index in gradients.indices where gradients[index] != nil {
-                destination[index].firstDense!._withUnsafeGuaranteedRef { $0.didAdd(addition) }
+                destination[index].didAdd(addition)
             }
         }
     }
@@ -117,15 +115,15 @@ extension Accumulator {
             return try noteNonFinite(gradient, ofParameter: index, dtype, times: factor)
         }
         window.microBatch?.hasGradients = true
-        let buffer = destination[index].dense[0]
+        let sum = destination[index]
         let addition = addition(dtype, factor)
         let pieces = Pieces([parameter.elementCount])
         try addGiven(pieces, dtype, times: factor, firstParameter: index) { _, start, count in
             let gradient = gradient + start * dtype.byteCount
-            buffer.add(gradient, addition, from: start, count: count)
+            sum.add(gradient, addition, from: start, count: count)
             return gradient
         }
-        buffer.didAdd(addition)
+        sum.didAdd(addition)
     }
 
     /// How whole gradients are added to the open micro-batch.

@@ -176,8 +176,6 @@ public final class Accumulator {
 }
 
 extension Accumulator: GradientSink {
-    func look(at values: Tensor, for leaf: Tensor) { noteNonFinite(values, for: leaf) }
-
     /// Where micro-batches are added to.
     var destination: [LeafGradient] { options.isIsolated ? scratch : sums }
 

@@ -158,14 +158,9 @@ extension Accumulator {
         let pieces = Pieces(gradients.map { $0?.elementCount ?? 0 })
         let addition = addition(.float32, scale)
         try pieces.forEach { [sums] index, start, count in
-            let gradient = gradients[index]!.floats + start
-            sums[index].firstDense!._withUnsafeGuaranteedRef {
-                $0.add(gradient, addition, from: start, count: count)
-            }
+            sums[index].add(gradients[index]!.floats + start, addition, from: start, count: count)
         }
-        for (index, gradient) in gradients.enumerated() where gradient != nil {
-            sums[index].firstDense!._withUnsafeGuaranteedRef { $0.didAdd(addition) }
-        }
+        for (index, gradient) in gradients.enumerated() where gradient != nil { sums[index].didAdd(addition) }
         return nil
     }
 }

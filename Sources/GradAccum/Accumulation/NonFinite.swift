@@ -51,28 +51,38 @@ extension Accumulator {
     ) throws(GAError) {
         window.hasGiven = true
         guard looksAtAdditions else { return try pieces.forEach { _ = add($0, $1, $2) } }
-        let found = try pieces.sums { array, range in
-            let gradient = add(array, range.lowerBound, range.count)
-            let largest = Runtime.kernels.largest_magnitude(gradient, dtype.format, Int64(range.count))
-            return SIMD2((factor * largest).isFinite ? 0 : 1, 0)
-        }
-        noteNonFinite(found.indices.filter { found[$0].x > 0 }.map { firstParameter + $0 }, in: microBatchNumber)
+        try look(pieces, dtype, times: factor, firstParameter: firstParameter, add)
     }
 
     /// Looks at one that is added elsewhere.
     func noteNonFinite(
         _ gradient: UnsafeRawPointer, ofParameter index: Int, _ dtype: DType, times factor: Float
     ) throws(GAError) {
-        let size = optimizer.parameters[index].elementCount
-        try addGiven(Pieces([size]), dtype, times: factor, firstParameter: index) { _, start, _ in
+        window.hasGiven = true
+        guard looksAtAdditions else { return }
+        let pieces = Pieces([optimizer.parameters[index].elementCount])
+        try look(pieces, dtype, times: factor, firstParameter: index) { _, start, _ in
             gradient + start * dtype.byteCount
         }
+    }
+
+    /// Looks at pieces of gradients where `address` says that they are.
+    private func look(
+        _ pieces: Pieces, _ dtype: DType, times factor: Float, firstParameter: Int,
+        _ address: (_ array: Int, _ start: Int, _ count: Int) -> UnsafeRawPointer
+    ) throws(GAError) {
+        let found = try pieces.sums { array, range in
+            let gradient = address(array, range.lowerBound, range.count)
+            let largest = Runtime.kernels.largest_magnitude(gradient, dtype.format, Int64(range.count))
+            return SIMD2((factor * largest).isFinite ? 0 : 1, 0)
+        }
+        noteNonFinite(found.indices.filter { found[$0].x > 0 }.map { firstParameter + $0 }, in: microBatchNumber)
     }
 
     // MARK: Gradients of a backward pass
 
     /// Looks at what is added to few rows of a leaf, whose sum is large beside it.
-    func noteNonFinite(_ values: Tensor, for leaf: Tensor) {
+    func look(at values: Tensor, for leaf: Tensor) {
         guard looksAtAdditions else { return }
         let largest = Runtime.kernels.largest_magnitude(values.floats, SHIMS_F32, Int64(values.elementCount))
         if !largest.isFinite { noteNonFinite([leaf.indexInOwner], in: microBatchNumber) }

@@ -85,6 +85,13 @@ final class LeafGradient {
             : format == .float32 ? .dense(dense[use - before]) : .bf16(rounded[use - before])
     }
 
+    /// Adds a part of a gradient from elsewhere to the place that was made for it: see ``GradientBuffer/add(_:_:from:count:)``.
+    func add(_ gradient: UnsafeRawPointer, _ addition: Addition, from start: Int, count: Int) {
+        firstDense!._withUnsafeGuaranteedRef { $0.add(gradient, addition, from: start, count: count) }
+    }
+
+    func didAdd(_ addition: Addition) { firstDense!._withUnsafeGuaranteedRef { $0.didAdd(addition) } }
+
     /// Empties all places.
     func empty() {
         for buffer in dense { buffer.empty() }

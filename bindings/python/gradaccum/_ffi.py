@@ -860,6 +860,11 @@ def keep(error: BaseException) -> int:
     """What a function of the caller has raised comes out of the call that runs it, once the library has returned. Returns
     a status for the library."""
     _kept[get_ident()] = error
+    return status_for(error)
+
+
+def status_for(error: BaseException) -> int:
+    """What a function of the caller that has raised this returns to the library."""
     return error.status if isinstance(error, GAError) and error.status < 0 else _FAILED
 
 

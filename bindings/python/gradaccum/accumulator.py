@@ -397,6 +397,17 @@ class Accumulator(Handle):
                 f"has taken the step, see last_report: {instead}"
             )
 
+    # What a loop whose losses may be unknown is told where one is needed.
+    _GIVE_LOSS = "give the loss"
+
+    def _require_loss(self, operation: str, loss: Any, weight: float | None) -> None:
+        """Errors: GAStateError if a loss that a limit is set to is not known."""
+        if loss is None and weight != 0 and self._max_loss_z_score > 0:
+            raise GAStateError(
+                f"{operation}: loss is None, and max_loss_z_score {self._max_loss_z_score:g} is a limit to it: "
+                f"{self._GIVE_LOSS}"
+            )
+
     def _report(self, report: _ffi.Report) -> Report:
         """A report of the window, whose loss is None if it is not known."""
         return Report._of(report, self._untold_loss if report.micro_batches > 0 else 0.0)

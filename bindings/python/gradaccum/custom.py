@@ -13,7 +13,6 @@ import numpy as np
 from . import _ffi
 from ._arguments import flag, require
 from ._ffi import lib
-from .errors import GAError
 from .optim import Optimizer, Parameters
 from .tensor import Tensor
 
@@ -40,8 +39,7 @@ Rule = Callable[[np.ndarray, np.ndarray, "list[np.ndarray]", Update], None]
 # What C functions call back must stay alive until the library releases it.
 _rules: dict[int, _Rule] = {}
 _numbers = itertools.count(1)
-# What a rule returns: GA_OK, or a number that is no status of the library.
-_OK, _FAILED = 0, 1
+_OK = 0
 
 
 class _Rule:
@@ -76,7 +74,7 @@ class _Rule:
         except BaseException as error:  # goes on where the library has returned
             if self.error is None:  # of several threads, the first
                 self.error = error
-            return error.status if isinstance(error, GAError) and error.status < 0 else _FAILED
+            return _ffi.status_for(error)
 
 
 def _forget(user: Any) -> None:

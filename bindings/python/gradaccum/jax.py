@@ -24,7 +24,7 @@ import numpy as np
 
 from .accumulator import Accumulator as _Accumulator
 from .accumulator import Tail
-from .errors import GADTypeError, GAInvalidArgumentError, GAShapeError, GAStateError
+from .errors import GADTypeError, GAInvalidArgumentError, GAShapeError
 from .optim import Optimizer
 from .report import Outcome, Report
 from .tensor import DType, Tensor, numpy_dtype_of, tensor
@@ -78,6 +78,8 @@ class Accumulator(_Accumulator):
         self._params = params
         self._exchanges = 0
 
+    _GIVE_LOSS = "give the loss, as jax.value_and_grad() has it"
+
     def _optimizer_of(self, make: Callable[[list[Tensor]], Optimizer]) -> Optimizer:
         made = make(self._leaves) if callable(make) else make
         if callable(make) and isinstance(made, Optimizer):
@@ -127,11 +129,7 @@ class Accumulator(_Accumulator):
         if len(kinds) > 1:
             arrays = [array.astype(np.float32) for array in arrays]
         in_order = [arrays[position] for position in self._order]
-        if loss is None and weight != 0 and self._max_loss_z_score > 0:
-            raise GAStateError(
-                f"accumulate: loss is None, and max_loss_z_score {self._max_loss_z_score:g} is a limit to it: give the "
-                "loss, as jax.value_and_grad() has it"
-            )
+        self._require_loss("accumulate", loss, weight)
         if self._open is None and self.window().micro_batches == 0:
             self._untold_loss = 0.0
         self.accumulate_gradients(in_order, 0.0 if loss is None else float(loss), weight, scale=loss_scale)

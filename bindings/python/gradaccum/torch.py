@@ -329,6 +329,8 @@ class Accumulator(_Accumulator):
         for parameter in self._parameters:
             parameter.reload_master()
 
+    _GIVE_LOSS = "run the micro-batch's backward(loss), or assign its loss before its end"
+
     # ------ state ------
 
     _STATE = (*_Accumulator._STATE, "masters")
@@ -463,13 +465,6 @@ class Accumulator(_Accumulator):
             "backward in it, from a loss of the model that the parameters are of (torch.autograd.grad() leaves nothing "
             "in .grad), or give it the weight 0"
         )
-
-    def _require_loss(self, operation: str, loss: float | None, weight: float | None) -> None:
-        if loss is None and weight != 0 and self._max_loss_z_score > 0:
-            raise GAStateError(
-                f"{operation}: loss is None, and max_loss_z_score {self._max_loss_z_score:g} is a limit to it: run the "
-                "micro-batch's backward(loss), or assign its loss before its end"
-            )
 
     def _after(self, report: Report) -> Report:
         if report.outcome == Outcome.APPLIED:
