@@ -603,9 +603,9 @@ typedef struct ga_muon_options {
       1e-8, 1e-2, NULL, 0 }
 
 /*
- * AdamW with moments of 8 bits (Dettmers et al., arXiv 2110.02861): each block of 256 elements is rounded to the nearest
- * codes of the dynamic map, times its largest magnitude. A quarter of AdamW's state and about half of its traffic. The
- * codes are those of the authors' library bitsandbytes.
+ * AdamW with moments of 8 bits: blocks of 256 elements, each times its largest magnitude (Dettmers et al., arXiv
+ * 2110.02861), in the codes of G.711's companding (u-law): a sign, 3 bits of exponent and 4 of mantissa for the first moment,
+ * 3 and 5 for the root of the second. A quarter of AdamW's state and about half of its traffic.
  */
 typedef struct ga_adamw8bit_options {
     uint32_t struct_size;

@@ -213,39 +213,34 @@ struct OptimizerCase: Sendable {
             }
             truth.pairs = state
             guard gradient.count >= rule.minimumSize else { return }
-            for (index, map) in [dynamicMap(isSigned: true), dynamicMap(isSigned: false)].enumerated() {
-                for start in stride(from: 0, to: gradient.count, by: 256) {
-                    let block = start..<min(start + 256, gradient.count)
-                    let largest = truth.state[index][block].map(abs).max()!
-                    for i in block { truth.state[index][i] = largest * nearest(truth.state[index][i] / largest, map) }
+            for start in stride(from: 0, to: gradient.count, by: 256) {
+                let block = start..<min(start + 256, gradient.count)
+                let largest = truth.state[0][block].map(abs).max()!
+                let largestRoot = truth.state[1][block].max()!.squareRoot()
+                for i in block {
+                    truth.state[0][i] = largest * companded(truth.state[0][i] / largest)
+                    let root = largestRoot * compandedRoot(truth.state[1][i].squareRoot() / largestRoot)
+                    truth.state[1][i] = root * root
                 }
             }
         }
-        // A moment between two codes goes to another one with other rounding: a 64th of 0.9 times the largest away.
-        row.errorPerUpdate = 0.02 * 0.9 / 64
+        // A moment between two codes goes to another one with other rounding: up to 128 / 3952 of the largest away.
+        row.errorPerUpdate = 0.02 * 128 / 3952
         return row
     }
 
-    /// The middles of the parts of 0.1 ... 1, times powers of ten.
-    private static func dynamicMap(isSigned: Bool) -> [Double] {
-        var map = [0, 1.0]
-        for decade in 0..<7 {
-            let parts = 1 << (isSigned ? decade : decade + 1)
-            for part in 0..<parts {
-                let value = pow(10, Double(decade - 6)) * (0.1 + 0.9 * (Double(part) + 0.5) / Double(parts))
-                map += isSigned ? [value, -value] : [value]
-            }
-        }
-        return map.sorted()
+    /// The nearest number with 4 bits in each of the segments 16 ... 32, 32 ... 64 and so on of 3952 `x` + 16.
+    private static func companded(_ x: Double) -> Double {
+        let place = 3952 * abs(x) + 16
+        let unit = pow(2, floor(log2(place)) - 4)
+        return (x < 0 ? -1 : 1) * (unit * (place / unit).rounded() - 16) / 3952
     }
 
-    private static func nearest(_ x: Double, _ map: [Double]) -> Double {
-        var (low, high) = (0, map.count - 1)
-        while high - low > 1 {
-            let middle = (low + high) / 2
-            if map[middle] <= x { low = middle } else { high = middle }
-        }
-        return x - map[low] < map[high] - x ? map[low] : map[high]
+    /// The middle of the numbers with the same 5 bits in the segments of 8096 `x` + 32.
+    private static func compandedRoot(_ x: Double) -> Double {
+        let place = 8096 * x + 32
+        let unit = pow(2, floor(log2(place)) - 5)
+        return (unit * (floor(place / unit) + 0.5) - 32) / 8096
     }
 
     private static func muon(_ name: String, _ rule: Muon) -> OptimizerCase {

@@ -102,19 +102,18 @@ class LARS(torch.optim.Optimizer):
                 p -= v
 
 
-def dynamic_map(is_signed: bool, dtype: torch.dtype) -> torch.Tensor:
-    """The map of Dettmers et al., arXiv 2110.02861: the middles of parts of 0.1 ... 1, times powers of ten."""
-    values = [0.0, 1.0]
-    for decade in range(7):
-        parts = 2**decade if is_signed else 2 ** (decade + 1)
-        middles = 0.1 + 0.9 * (np.arange(parts) + 0.5) / parts
-        values += [*(10.0 ** (decade - 6) * middles)]
-        values += [*(-(10.0 ** (decade - 6)) * middles)] if is_signed else []
-    return torch.tensor(sorted(values), dtype=dtype)
+def segments(parts: int, dtype: torch.dtype) -> torch.Tensor:
+    """The beginnings of the codes of G.711's companding, and the end of the last one: 8 segments of as many parts, each
+    twice as long as the one before, where the first begins at 0 with parts of 1."""
+    codes = torch.arange(8 * parts, dtype=dtype)
+    segment = codes.div(parts, rounding_mode="floor")
+    begins = 2**segment * (codes - parts * segment + parts) - parts
+    return torch.cat([begins, begins.new_tensor([255.0 * parts])])
 
 
 class AdamW8bit:
-    """Dettmers et al., with blocks of 256: AdamW on moments that are rounded to the nearest codes."""
+    """Dettmers et al., arXiv 2110.02861, with blocks of 256, but other codes: AdamW on moments that are rounded to the
+    nearest code with a sign and 16 parts in a segment, and to the middles of 32 parts, of the root of the second."""
 
     BLOCK = 256
 
@@ -134,17 +133,24 @@ class AdamW8bit:
         # Below 0 if another order of rounding in float32 may have taken another code.
         self.margin = 1.0
 
-    def rounded(self, x: torch.Tensor, is_signed: bool) -> torch.Tensor:
-        codes = dynamic_map(is_signed, x.dtype)
+    def rounded(self, x: torch.Tensor, codes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        """To codes, of which the next one begins at an edge; the last one is the largest number of a block."""
         out = torch.empty_like(x).flatten()
         for block, target in zip(x.flatten().split(self.BLOCK), out.split(self.BLOCK)):
-            largest = block.abs().max()
-            share = block / largest
-            distances = (codes - share[:, None]).abs().sort(dim=1)
-            margin = distances.values[:, 1] - distances.values[:, 0] - (2e-6 * share.abs() + 1e-8)
+            unit = block.abs().max() / codes[-1]
+            size = (block / unit).abs()
+            margin = (size[:, None] - edges).abs().min(dim=1).values - 2e-6 * (size + 32)
             self.margin = min(self.margin, margin.min().item())
-            target.copy_(codes[distances.indices[:, 0]] * largest)
+            target.copy_(codes[torch.bucketize(size, edges, right=True)] * unit * block.sign())
         return out.view_as(x)
+
+    def codes_of_mean(self, m: torch.Tensor) -> torch.Tensor:
+        codes = segments(16, m.dtype)[:-1]
+        return self.rounded(m, codes, (codes[1:] + codes[:-1]) / 2)
+
+    def codes_of_root(self, v: torch.Tensor) -> torch.Tensor:
+        edges = segments(32, v.dtype)
+        return self.rounded(v.sqrt(), (edges[1:] + edges[:-1]) / 2, edges[1:-1]) ** 2
 
     @torch.no_grad()
     def step(self) -> None:
@@ -156,7 +162,7 @@ class AdamW8bit:
             corrected_m, corrected_v = m / (1 - beta1**self.updates), v / (1 - beta2**self.updates)
             p *= 1 - self.lr * self.weight_decay
             p -= self.lr * corrected_m / (corrected_v.sqrt() + self.eps)
-            self.m[i], self.v[i] = self.rounded(m, True), self.rounded(v, False)
+            self.m[i], self.v[i] = self.codes_of_mean(m), self.codes_of_root(v)
 
 
 def newton_schulz(x: torch.Tensor, coefficients: tuple, steps: int, eps: float) -> torch.Tensor:

@@ -21,7 +21,7 @@ STATE_NAMES = {
     "lars": {"momentum_buffer"},
     "muon": {"momentum_buffer"},
     "adafactor": {"row_var", "col_var"},
-    "adamw8bit": {"state1", "absmax1", "state2", "absmax2"},
+    "adamw8bit": {"exp_avg_code", "exp_avg_scale", "exp_avg_sq_root_code", "exp_avg_sq_root_scale"},
     "custom": {"slot0"},
 }
 

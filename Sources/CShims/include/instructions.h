@@ -19,7 +19,7 @@ static inline __attribute__((always_inline)) void shims_prefetch_near(const void
 
 #if defined(__clang__)
 typedef float shims_floats __attribute__((ext_vector_type(16)));
-typedef uint32_t shims_indices __attribute__((ext_vector_type(16)));
+typedef uint32_t shims_bits __attribute__((ext_vector_type(16)));
 
 /* Stores over a whole line of memory, past the caches and without reading it first. shims_stream_end before other
  * threads may read it. */
@@ -65,27 +65,9 @@ static inline __attribute__((always_inline)) shims_floats shims_larger_magnitude
     typedef float floats __attribute__((vector_size(64)));
     return (shims_floats)__builtin_ia32_rangeps512_mask((floats)a, (floats)b, 11, (floats)a, -1, 4);
 #else
-    shims_indices x = (shims_indices)a & 0x7fffffff, y = (shims_indices)b & 0x7fffffff;
+    shims_bits x = (shims_bits)a & 0x7fffffff, y = (shims_bits)b & 0x7fffffff;
     return (shims_floats)(x > y ? x : y);
 #endif
-}
-
-/* out[i] = table[index[i] % 8], where the second half of the table repeats the first. */
-static inline __attribute__((always_inline)) shims_floats shims_lookup(shims_floats table, shims_indices index) {
-    shims_floats out;
-#if defined(__AVX512F__)
-    typedef float floats __attribute__((vector_size(64)));
-    typedef int ints __attribute__((vector_size(64)));
-    out = (shims_floats)__builtin_ia32_permvarsf512((floats)table, (ints)index);
-#elif defined(__AVX2__)
-    typedef float floats __attribute__((vector_size(32)));
-    typedef int ints __attribute__((vector_size(32)));
-    out.lo = __builtin_ia32_permvarsf256((floats)table.lo, (ints)index.lo);
-    out.hi = __builtin_ia32_permvarsf256((floats)table.lo, (ints)index.hi);
-#else
-    for (int lane = 0; lane < 16; lane++) out[lane] = table[index[lane] & 7];
-#endif
-    return out;
 }
 #endif
 

@@ -235,9 +235,9 @@ typedef struct shims_kernel_table {
     void (*_Nonnull adam_mean)(float *_Nonnull parameter, const float *_Nonnull gradient, float *_Nonnull m,
                                float *_Nonnull v, const shims_adam *_Nonnull options, int64_t n);
     /* adam with moments of one byte: n elements from the start of a block of 256 on, the blocks' largest magnitudes in
-     * m_largest and v_largest. */
+     * m_largest and, of the root of the second moment, root_largest. */
     void (*_Nonnull adamw8bit)(float *_Nonnull parameter, const float *_Nonnull gradient, uint8_t *_Nonnull m,
-                               float *_Nonnull m_largest, uint8_t *_Nonnull v, float *_Nonnull v_largest,
+                               float *_Nonnull m_largest, uint8_t *_Nonnull root, float *_Nonnull root_largest,
                                const shims_adam *_Nonnull options, int64_t n);
     /* The moments of adam take in a gradient that is one of several in an update. */
     void (*_Nonnull adam_take_in)(const float *_Nonnull gradient, float *_Nonnull m, float *_Nonnull v,

@@ -1,7 +1,10 @@
 import CShims
 
-/// AdamW with moments of 8 bits (Dettmers et al., arXiv 2110.02861): blocks of 256 elements, each rounded to the dynamic map
-/// times its largest magnitude. The codes are those of the authors' library bitsandbytes.
+/// AdamW with moments of 8 bits: blocks of 256 elements, each times its largest magnitude (Dettmers et al., arXiv
+/// 2110.02861), in the codes of G.711's companding (µ-law), which are small floats with a linear part next to 0.
+///
+/// Of the first moment these have a sign, 3 bits of exponent and 4 of mantissa, 1 part in 3,952 of the largest apart next to
+/// 0; of the root of the second, 3 and 5, 1 part in 8,096 apart, and never 0.
 public struct AdamW8bit: Sendable {
     public var learningRate: Double
     public var beta1: Double
@@ -40,8 +43,8 @@ extension AdamW8bit: UpdateRule {
         guard count >= minimumSize else { return adamW.slots(ofParameter: index, shape: shape) }
         let blocks = (count + AdamW8bit.blockSize - 1) / AdamW8bit.blockSize
         return [
-            Slot("state1", .uint8, shape: shape), Slot("absmax1", shape: [blocks]),
-            Slot("state2", .uint8, shape: shape), Slot("absmax2", shape: [blocks]),
+            Slot("exp_avg_code", .uint8, shape: shape), Slot("exp_avg_scale", shape: [blocks]),
+            Slot("exp_avg_sq_root_code", .uint8, shape: shape), Slot("exp_avg_sq_root_scale", shape: [blocks]),
         ]
     }
 

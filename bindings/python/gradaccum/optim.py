@@ -516,7 +516,7 @@ _MUON_ADJUSTMENTS = {
 
 
 class AdamW8bit(Optimizer):
-    """AdamW with moments of 8 bits in blocks of 256, as bitsandbytes.optim.AdamW8bit.
+    """AdamW with moments of 8 bits in blocks of 256, in the place of bitsandbytes.optim.AdamW8bit, with codes of its own.
 
     Parameters with fewer than min_8bit_size elements keep moments in float32.
     """
