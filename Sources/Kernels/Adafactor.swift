@@ -20,16 +20,18 @@ func adafactorSums(
     }
 }
 
-/// Moves each variance towards the mean that a sum makes, by the share `weight`; the sum becomes 1 over its root.
+/// Moves each variance towards the mean that a sum makes, by the share `weight`; the sum becomes 1 over its root. With a
+/// share of 1 it is that mean, and not what rounding beside a large old variance leaves of it.
 func adafactorFactors(
     _ variance: UnsafeMutablePointer<Float>, _ sums: UnsafeMutablePointer<Float>, _ weight: Float,
     _ inverseCount: Float, _ n: Int64
 ) {
+    let isWhole = weight == 1
     let weight = Vector(repeating: weight)
     @inline(always)
     func move(_ lanes: Lanes) {
-        let old = load(variance, lanes)
-        let moved = multiplyAdd(weight, load(sums, lanes) * inverseCount - old, old)
+        let (mean, old) = (load(sums, lanes) * inverseCount, load(variance, lanes))
+        let moved = isWhole ? mean : multiplyAdd(weight, mean - old, old)
         store(moved, variance, lanes)
         store(1 / moved.squareRoot(), sums, lanes)
     }

@@ -1,7 +1,8 @@
 import CShims
 
 /// The buffer moves towards `g = scale * gradient` by `weight`; the direction is the buffer or, with Nesterov's momentum, g
-/// moved towards the buffer by `momentum`. Returns its sum of squares, in double precision.
+/// moved towards the buffer by `momentum`. Returns its sum of squares, in double precision. Without a momentum the buffer
+/// is g itself, and not what rounding beside a large old one leaves of it.
 func muonMomentum(
     _ direction: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>, _ buffer: UnsafeMutablePointer<Float>,
     _ options: UnsafePointer<shims_muon>, _ n: Int64
@@ -10,13 +11,13 @@ func muonMomentum(
     let scale = Vector(repeating: options.gradient_scale)
     let weight = Vector(repeating: options.weight)
     let momentum = Vector(repeating: options.momentum)
-    let isNesterov = options.nesterov != 0
+    let (isNesterov, becomesGradient) = (options.nesterov != 0, options.weight == 1)
     var sum: DoubleVector = (.zero, .zero)
     @inline(always)
     func update(_ lanes: Lanes) {
         let g = load(gradient, lanes) * scale
         let old = load(buffer, lanes)
-        let moved = multiplyAdd(weight, g - old, old)
+        let moved = becomesGradient ? g : multiplyAdd(weight, g - old, old)
         store(moved, buffer, lanes)
         let found = isNesterov ? multiplyAdd(momentum, moved - g, g) : moved
         store(found, direction, lanes)

@@ -159,7 +159,8 @@ func adamAlongMoments(
 }
 
 /// Lion as its authors publish it: p, decayed first, loses `learning_rate` times the sign of m moved towards
-/// `g = scale * gradient` by `1 - beta1`; then m moves towards g by `1 - beta2`.
+/// `g = scale * gradient` by `1 - beta1`; then m moves towards g by `1 - beta2`. What moves all the way becomes g itself,
+/// and not what rounding beside a large m leaves of it.
 func lion(
     _ parameter: UnsafeMutablePointer<Float>, _ gradient: UnsafePointer<Float>, _ m: UnsafeMutablePointer<Float>,
     _ options: UnsafePointer<shims_lion>, _ n: Int64
@@ -169,12 +170,14 @@ func lion(
     let weight1 = Vector(repeating: options.weight1)
     let weight2 = Vector(repeating: options.weight2)
     let step = Vector(repeating: -options.learning_rate)
+    let (isGradient, becomesGradient) = (options.weight1 == 1, options.weight2 == 1)
     @inline(always)
     func update(_ lanes: Lanes) {
         let mean = load(m, lanes)
-        let change = load(gradient, lanes) * scale - mean
-        let direction = sign(multiplyAdd(weight1, change, mean))
-        store(multiplyAdd(weight2, change, mean), m, lanes)
+        let g = load(gradient, lanes) * scale
+        let change = g - mean
+        let direction = sign(isGradient ? g : multiplyAdd(weight1, change, mean))
+        store(becomesGradient ? g : multiplyAdd(weight2, change, mean), m, lanes)
         store(multiplyAdd(step, direction, load(parameter, lanes) * options.decoupled_decay), parameter, lanes)
     }
     forEachLanes(to: Int(n), update)

@@ -225,6 +225,35 @@ final class OptimizerTests: KernelTestCase {
         }
     }
 
+    /// State that moves all the way to a gradient becomes it, however large it was.
+    func testALargeStateLeavesNothingOfItself() {
+        var random = SplitMix64(76)
+        for build in Build.all {
+            for n in lengths {
+                let g = random.floats(n)
+                let large = random.floats(n).map { $0 * 1e9 }
+                let (gradient, state) = (Buffer(g), Buffer(large))
+                let parameter = Buffer(repeating: Float(0), count: n)
+                var lion = shims_lion(gradient_scale: 1, learning_rate: 1, weight1: 1, weight2: 1, decoupled_decay: 1)
+                build.kernels.lion(parameter.pointer, gradient.pointer, state.pointer, &lion, Int64(n))
+                XCTAssertEqual(parameter.elements, g.map { $0 > 0 ? -1 : $0 < 0 ? 1 : 0 }, build.name)
+                XCTAssertEqual(state.elements, g, build.name)
+
+                let (buffer, direction) = (Buffer(large), Buffer(repeating: unread, count: n))
+                var muon = shims_muon(gradient_scale: 1, weight: 1, momentum: 0, nesterov: 0)
+                _ = build.kernels.muon_momentum(
+                    direction.pointer, gradient.pointer, buffer.pointer, &muon, Int64(n))
+                XCTAssertEqual(buffer.elements, g, build.name)
+                XCTAssertEqual(direction.elements, g, build.name)
+
+                let (squares, variance) = (g.map { $0 * $0 }, Buffer(large.map { $0 * $0 }))
+                let sums = Buffer(squares)
+                build.kernels.adafactor_factors(variance.pointer, sums.pointer, 1, 1, Int64(n))
+                XCTAssertEqual(variance.elements, squares, build.name)
+            }
+        }
+    }
+
     func testLion() {
         var random = SplitMix64(73)
         for build in Build.all {
