@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models import gpt_arrays, gpt_data, gpt_loss, gpt_weight, part
-from tally import SCALING
+from tally import NO_TRACE, SCALING
 
 SHAPES = ((7, 5), (11,), (3, 300))
 
@@ -205,6 +205,65 @@ def test_what_cannot_be_taken_back_is_an_error():
         with pytest.raises(ga.GAStateError, match="take a step"):
             call()
     assert accumulator.end_data("step").outcome == ga.Outcome.APPLIED
+
+
+@pytest.mark.law(NO_TRACE)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("way", ["at once", "begun"])
+def test_a_window_without_weight_changes_nothing(reduction, way):
+    found = []
+    for is_tried in (False, True):
+        x = leaves()
+        optimizer = ga.AdamW(x, 0.1)
+        optimizer.schedule = ga.schedules.Step(1, gamma=0.5)
+        accumulator = moments(optimizer, loss_reduction=reduction)
+        for seed in range(3):
+            if is_tried:
+                before = [value.numpy().tobytes() for value in x], optimizer.clock("updates")
+                if way == "begun":
+                    with accumulator.micro_batch():
+                        accumulator.accumulate_gradients(gradients(50), 1.0, 0)
+                else:
+                    accumulator.accumulate_gradients(gradients(50), 1.0, 0)
+                report = accumulator.step()
+                assert (report.outcome, report.micro_batches) == (ga.Outcome.SKIPPED_ZERO_WEIGHT, 1)
+                assert ([value.numpy().tobytes() for value in x], optimizer.clock("updates")) == before
+            accumulator.accumulate_gradients(gradients(seed), 1.0, 2)
+            assert accumulator.step().outcome == ga.Outcome.APPLIED
+        found.append([value.numpy().tobytes() for value in x])
+    assert found[0] == found[1]
+
+
+def test_what_turns_out_to_weigh_nothing_stays_for_the_next_window():
+    x = leaves()
+    reference = Reference([value.numpy() for value in x])
+    accumulator = moments(ga.AdamW(x, 0.1))
+    before = [value.numpy().tobytes() for value in x]
+    accumulator.accumulate_gradients(gradients(0), 1.0, None)
+    accumulator.set_weight(0, 0.0)
+    report = accumulator.step()
+    assert (report.outcome, report.update_count) == (ga.Outcome.SKIPPED_ZERO_WEIGHT, 0)
+    assert [value.numpy().tobytes() for value in x] == before
+    with pytest.raises(ga.GAStateError, match="take a step"):
+        accumulator.zero()
+    accumulator.accumulate_gradients(gradients(1), 1.0, 1)
+    assert accumulator.step().outcome == ga.Outcome.APPLIED
+    reference.update([gradients(0), gradients(1)])
+    for value, expected in zip(x, reference.values):
+        np.testing.assert_allclose(value.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_parameters_alone_are_an_update_as_with_sums():
+    found = []
+    for options in ({}, {"accumulate_into": "moments"}):
+        x = leaves()
+        accumulator = ga.Accumulator(ga.AdamW(x, 0.1), normalization="sum", **options)
+        for value in x:
+            value.requires_grad = False
+        accumulator.accumulate_gradients(gradients(0), 1.0, 1)
+        report = accumulator.step()
+        found.append((report.outcome, report.update_count))
+    assert found[0] == found[1] == (ga.Outcome.APPLIED, 1)
 
 
 @pytest.mark.law(SCALING)

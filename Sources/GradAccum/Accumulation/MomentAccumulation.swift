@@ -98,6 +98,8 @@ extension Accumulator {
             if !squares[index].isFinite { window.overflow = window.overflow ?? found }
             return found
         }
+        // A window of such alone changes nothing, and moments could not give it back.
+        guard microBatch.weight > 0 || microBatch.isWeightToCome else { return nil }
         try optimizer.takeIntoMoments(gradients, scale: Float(scale))
         return nil
     }
@@ -113,17 +115,21 @@ extension Accumulator {
 
     /// Ends a window of moments: updates the parameters that it reached.
     ///
+    /// One that weighs nothing updates none; what got its weight of 0 after it was taken in stays for the next window.
     /// Errors: those of the update, and the window goes on; those of ``skip(_:as:_:)`` where no micro-batch counted, and it
     /// is dropped.
     func endWindowOfMoments(_ report: inout WindowReport, _ operation: StaticString) throws(GAError) {
         if window.microBatches > 0 {
             try MomentAccumulation.check(optimizer)
-            let isApplied = try optimizer.applyMoments(
-                learningRate: report.learningRate, weight: report.weight, loss: report.loss)
+            let isApplied = report.weight > 0
             report.outcome = isApplied ? .applied : .skippedZeroWeight
+            if isApplied {
+                try optimizer.applyMoments(
+                    learningRate: report.learningRate, weight: report.weight, loss: report.loss)
+                consecutiveSkips = 0
+                report.consecutiveSkips = 0
+            }
             noteEnd(window.overflow != nil ? .overflow : isApplied ? .finite : .nothing, under: report.lossScale)
-            consecutiveSkips = 0
-            report.consecutiveSkips = 0
         } else {
             // All that there was has been dropped.
             let hasOverflow = lossScaler != nil && window.overflow != nil

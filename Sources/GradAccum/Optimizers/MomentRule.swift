@@ -63,16 +63,14 @@ extension Optimizer {
         for (index, gradient) in gradients.enumerated() where gradient != nil { self.isInMoments[index] = true }
     }
 
-    /// Updates the parameters that gradients were taken in for, as ``apply(_:scales:learningRate:weight:loss:)`` does; false
-    /// if there are none.
+    /// Updates the parameters that gradients were taken in for, as ``apply(_:scales:learningRate:weight:loss:)`` does.
     ///
     /// One that is frozen keeps what its moments hold for the window in which it is not any more. Errors: those of the
     /// rules, and nothing has changed.
-    func applyMoments(learningRate: Double, weight: Double, loss: Double) throws(GAError) -> Bool {
+    func applyMoments(learningRate: Double, weight: Double, loss: Double) throws(GAError) {
         var rule = rule
         rule.learningRate = learningRate
         let updated = parameters.indices.filter { isInMoments[$0] && parameters[$0].requiresGrad }
-        guard !updated.isEmpty else { return false }
         var options: [shims_adam] = []
         for index in updated {
             let own = if let group = groups.group(ofParameter: index) { try group.rule(rule) } else { rule }
@@ -98,6 +96,5 @@ extension Optimizer {
             momentTimes[index] += 1
         }
         try noteUpdate(weight: weight, loss: loss)
-        return true
     }
 }
