@@ -1132,7 +1132,9 @@ typedef struct ga_accumulator_options {
  * goes into their moments when it is committed, and its gradients are freed. They are in memory from where the backward
  * pass makes them to the commit, instead of all the time; float32 gradients of the caller are not copied at all. As in
  * isolated mode, a micro-batch that is not finite, or too large to be squared in float32, is dropped without a trace,
- * which takes one more pass over its gradients, and it can be aborted until its commit. With one micro-batch to a window it is the same update, to the bit.
+ * which takes one more pass over its gradients, and it can be aborted until its commit. One that weighs nothing is not
+ * taken in; where its weight of 0 comes later, it stays for the next window that has a weight. With one micro-batch to a
+ * window it is the same update, to the bit.
  * What it gives up: law 1, except for the number of threads, as the second moment has the sum of the squares of the
  * micro-batches' gradients; law 2, as nothing is divided by the window's weight; and dropping a window, so that ga_zero and
  * GA_TAIL_DROP are GA_ERROR_STATE once something was committed. It needs GA_NORMALIZATION_SUM, and excludes clipping, also
@@ -1185,13 +1187,15 @@ ga_status ga_accumulator_set_ramp(ga_accumulator *accumulator, int32_t clock, in
  * GA_WEIGHT_LATER. The loss is their sum; where the option says that it is their mean, it is multiplied by the weight
  * first. Weights of several losses of one micro-batch add up.
  * The graph is used up: a loss is accumulated once.
- * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a bad weight, for that of a mean which times the loss scale
- * is beyond float32, for a loss that depends on no parameter or on one of no or of another accumulator; NON_FINITE if the loss is, where isolated mode does not drop
- * it; STATE if the graph is used up, if a parameter or what else a gradient is made from has changed since the
- * forward pass, if the loss was made by a mean (ga_mean or a GA_REDUCTION_MEAN) and the option says sum, or if the
- * weight of a mean is to come later than its commit. The window is then as it was. The exception is what fails in
- * the middle of backward, as by OUT_OF_MEMORY: the window is broken until ga_zero(), or in isolated mode the micro-
- * batch until it is aborted. In isolated mode also the errors of ga_micro_batch_commit.
+ * Errors: SHAPE if the loss is no scalar; INVALID_ARGUMENT for a negative or non-finite weight, for that of a mean
+ * which times the loss scale is beyond float32, for a loss that depends on no parameter or on one of no or of another
+ * accumulator; OVERFLOW for a weight out of its range; NON_FINITE if the loss is, where isolated mode does not drop
+ * it; STATE if the graph is used up, if a parameter or what else a gradient is made from has changed since the forward
+ * pass, if the loss was made by a mean (ga_mean or a GA_REDUCTION_MEAN) and the option says sum, if the weight of a
+ * mean is to come later than its commit, or if the micro-batch was given the weight of its means. The window is then
+ * as it was. The exception is what fails in the middle of backward, as by OUT_OF_MEMORY: the window is broken until
+ * ga_zero(), or in isolated mode the micro-batch until it is aborted. In isolated mode also the errors of
+ * ga_micro_batch_commit.
  */
 ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, double weight);
 
@@ -1200,8 +1204,8 @@ ga_status ga_accumulate(ga_accumulator *accumulator, const ga_tensor *loss, doub
  * gradients[i] NULL: nothing for that parameter. dtype: of all arrays, a floating type. loss is for the
  * report. Gradients and loss are sums over the weight, or means where the option says so.
  * weight: as in ga_accumulate.
- * Errors: INVALID_ARGUMENT for a bad weight or a count that is not the optimizer's; DTYPE; NON_FINITE if the
- * loss is, where isolated mode does not drop it; STATE as in ga_accumulate.
+ * Errors: INVALID_ARGUMENT for a bad weight or a count that is not the optimizer's; OVERFLOW for a weight out of its
+ * range; DTYPE; NON_FINITE if the loss is, where isolated mode does not drop it; STATE as in ga_accumulate.
  */
 ga_status ga_accumulate_gradients(ga_accumulator *accumulator, const void *const *gradients, int64_t count,
                                   int32_t dtype, double loss, double weight);
@@ -1252,9 +1256,9 @@ ga_status ga_micro_batch_abort(ga_accumulator *accumulator);
 
 /*
  * Gives a micro-batch the weight that was GA_WEIGHT_LATER when it was accumulated, before the step. Where losses are
- * means, it is given before the commit, in isolated mode.
+ * means, it is given before the commit, in isolated mode, and after the last of them.
  * Errors: INDEX if the window has no micro-batch of this number; STATE if it has its weight or was aborted;
- * INVALID_ARGUMENT for a bad weight.
+ * INVALID_ARGUMENT for a bad weight, OVERFLOW for one out of the range of ga_accumulate.
  */
 ga_status ga_micro_batch_set_weight(ga_accumulator *accumulator, int64_t micro_batch, double weight);
 

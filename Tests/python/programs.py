@@ -42,6 +42,7 @@ class MicroBatch:
 
     losses: tuple[Accumulate, ...]
     abort: bool = False
+    given: float | None = None  # the weight of losses without one, given before the end
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,13 @@ refused = st.builds(Refused, seeds, st.sampled_from([-1.0, np.nan, np.inf, 1e-40
 
 
 class _Life:
-    """Draws calls: windows of a few micro-batches, most of which end well."""
+    """Draws calls: windows of a few micro-batches, most of which end well. late: some weights come later, and those of
+    means before their micro-batch ends."""
 
-    def __init__(self, random: Random, late: bool) -> None:
+    def __init__(self, random: Random, late: bool, means: bool) -> None:
         self._random = random
         self._late = late
+        self._means = means
 
     def calls(self) -> list[Call]:
         return [call for _ in range(self._random.randint(3, 10)) for call in self._window()]
@@ -146,9 +149,10 @@ class _Life:
 
     def _micro_batch(self) -> Call:
         late = self._late and self._once_in(3)
-        if self._once_in(4):
+        if self._once_in(4) or (late and self._means):
             losses = tuple(self._accumulate(late) for _ in range(self._random.randint(1, 3)))
-            return MicroBatch(losses, abort=self._once_in(3))
+            given = self._weight() if late and (self._means or self._once_in(2)) else None
+            return MicroBatch(losses, abort=self._once_in(3), given=given)
         return self._accumulate(late)
 
     def _aside(self) -> Call:
@@ -171,9 +175,9 @@ class _Life:
             if self._once_in(5):
                 calls.append(self._aside())
             calls.append(self._micro_batch())
-            if self._late and self._once_in(3):
+            if self._late and not self._means and self._once_in(3):
                 calls.append(GiveWeights(self._weight()))
-        if self._late and not self._once_in(5):
+        if self._late and not self._means and not self._once_in(5):
             calls.append(GiveWeights(self._weight()))
         tails = [EndData(tail) for tail in ("step", "carry", "drop")]
         calls.append(self._random.choice([*[Step()] * 6, Zero(), *tails]))
@@ -182,13 +186,14 @@ class _Life:
         return calls
 
 
-def _life(seed: int, late: bool) -> list[Call]:
-    return _Life(Random(seed), late).calls()
+def _life(seed: int, late: bool, means: bool = False) -> list[Call]:
+    return _Life(Random(seed), late, means).calls()
 
 
 lives = st.builds(_life, st.integers(0, 2**32), st.just(False))
-# With weights that come later, which losses that are sums can have.
+# With weights that come later: those of means, in isolated mode, before their micro-batch ends.
 late_lives = st.builds(_life, st.integers(0, 2**32), st.just(True))
+late_lives_of_means = st.builds(_life, st.integers(0, 2**32), st.just(True), st.just(True))
 
 clipping: st.SearchStrategy[dict[str, float]] = st.sampled_from(
     [
@@ -231,6 +236,7 @@ class Library:
             ]
         self.accumulator = ga.Accumulator(self.owner, **self.window)
         self.accumulator_is_isolated: bool = self.window.get("isolated", False)
+        self.adds_means = self.window.get("loss_reduction") == "mean"
         self.waiting: list[int] = []  # numbers of micro-batches without a weight
 
     def _add(self, call: Accumulate) -> None:
@@ -295,6 +301,11 @@ class Library:
         with self.accumulator.micro_batch() as micro_batch:
             for loss in call.losses:
                 self._add(loss)
+            if call.given is not None:
+                micro_batch.set_weight(call.given)
+                if self.adds_means:
+                    with pytest.raises(ga.GAStateError, match="micro-batch .* was given its weight"):
+                        self._add(Accumulate(0, 1.0))
             if call.abort:
                 if call.losses and not self.accumulator_is_isolated:
                     with pytest.raises(ga.GAStateError, match="isolated mode"):
@@ -302,7 +313,7 @@ class Library:
                 else:
                     micro_batch.abort()
                     return
-        if call.losses:
+        if call.losses and call.given is None:
             self._wait(call.losses[0], micro_batch.number)
 
     def bits(self) -> list[bytes]:

@@ -46,11 +46,15 @@ class MicroBatch:
     def weight(self) -> float:
         return (self.weight_given_later or 0.0) + sum(x.weight or 0.0 for x in self.losses)
 
-    def non_finite(self, scaled: Callable[[Loss], list[np.ndarray | None]]) -> tuple[int | None] | None:
+    def weight_of(self, loss: Loss) -> float | None:
+        """What a mean is multiplied by: the weight of its own, or that which all of the micro-batch have."""
+        return self.weight_given_later if loss.weight is None else loss.weight
+
+    def non_finite(self, scaled: Callable[[MicroBatch], list[list[np.ndarray | None]]]) -> tuple[int | None] | None:
         """The first parameter with a NaN or an infinity, (None,) for a loss, or None."""
         if not all(np.isfinite(x.loss) for x in self.losses):
             return (None,)
-        return first_non_finite(add_up([scaled(x) for x in self.losses]))
+        return first_non_finite(add_up(scaled(self)))
 
 
 def add_up(rows: list[list[np.ndarray | None]]) -> list[np.ndarray | None]:
@@ -203,13 +207,17 @@ class Window:
     def step_due(self) -> bool:
         return len(self._counted) >= self.steps
 
-    def _scaled(self, loss: Loss) -> list[np.ndarray | None]:
-        factor = loss.weight if self.loss_reduction == "mean" else 1.0
-        with np.errstate(invalid="ignore"):
-            return [None if x is None else factor * x.astype(self.dtype) for x in loss.gradients]
+    def _scaled(self, micro_batch: MicroBatch) -> list[list[np.ndarray | None]]:
+        """The gradients of each of its losses, as sums."""
+        rows = []
+        for loss in micro_batch.losses:
+            factor = micro_batch.weight_of(loss) if self.loss_reduction == "mean" else 1.0
+            with np.errstate(invalid="ignore"):
+                rows.append([None if x is None else factor * x.astype(self.dtype) for x in loss.gradients])
+        return rows
 
     def sums(self) -> list[np.ndarray | None]:
-        rows = [self._scaled(loss) for m in self._counted for loss in m.losses]
+        rows = [row for m in self._counted for row in self._scaled(m)]
         return add_up(rows) if rows else [None] * len(self.parameters)
 
     @property
@@ -219,14 +227,15 @@ class Window:
     @property
     def mean_loss(self) -> float:
         mean = self.loss_reduction == "mean"
-        total = sum(x.loss * x.weight if mean else x.loss for m in self._counted for x in m.losses)
+        total = sum(x.loss * m.weight_of(x) if mean else x.loss for m in self._counted for x in m.losses)
         return total / self.total_weight if self.total_weight > 0 else 0.0
 
     # ------ calls ------
 
-    def accumulate(self, *losses: Loss, abort: bool = False) -> None:
-        """A micro-batch of these losses, which is then aborted if asked and possible."""
-        micro_batch = MicroBatch(list(losses))
+    def accumulate(self, *losses: Loss, abort: bool = False, given: float | None = None) -> None:
+        """A micro-batch of these losses, with the weight of all that have none, which is then aborted if asked and
+        possible."""
+        micro_batch = MicroBatch(list(losses), given)
         number = len(self.micro_batches)
         if self._steps is None:
             self._steps = self.accumulation_steps

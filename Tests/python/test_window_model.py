@@ -27,6 +27,7 @@ from programs import (
     clipping,
     initial,
     late_lives,
+    late_lives_of_means,
     lives,
 )
 from tally import NO_TRACE, ONE_CLOCK, TRUE_WEIGHTS, examples
@@ -77,7 +78,7 @@ def make(model: reference.Window, call: Call) -> reference.Report | None:
         case Accumulate():
             model.accumulate(loss(call))
         case MicroBatch():
-            model.accumulate(*map(loss, call.losses), abort=call.abort)
+            model.accumulate(*map(loss, call.losses), abort=call.abort, given=call.given)
         case BadLoss():
             if model.isolated:
                 model.accumulate(reference.Loss(Accumulate(call.seed, 1.0).gradients(), call.loss, 1.0))
@@ -153,6 +154,15 @@ def test_every_call_does_what_the_model_does(name, calls, clipped, steps, reduct
 @given(calls=late_lives, clipped=clipping, isolated=isolated, normalization=normalization)
 def test_weights_that_come_later_do_what_the_model_does(name, calls, clipped, isolated, normalization):
     compare(name, calls, {**clipped, "isolated": isolated, "normalization": normalization})
+
+
+@pytest.mark.law(TRUE_WEIGHTS)
+@pytest.mark.parametrize("name", RULES)
+@examples(25)
+@given(calls=late_lives_of_means, clipped=clipping, normalization=normalization)
+def test_weights_of_means_that_come_later_do_what_the_model_does(name, calls, clipped, normalization):
+    window = {"isolated": True, "loss_reduction": "mean", "normalization": normalization}
+    compare(name, calls, {**clipped, **window})
 
 
 def test_the_bound_would_catch_a_small_mistake():

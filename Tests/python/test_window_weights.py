@@ -96,6 +96,25 @@ def test_weight_of_a_mean_cannot_come_after_its_gradient(source):
     assert isolated.step().weight == 2.0
 
 
+@both_sources
+def test_mean_cannot_come_after_the_weight_of_its_micro_batch(source):
+    """It would be multiplied by both weights."""
+    window, expected = (Window(source, isolated=True, loss_reduction="mean") for _ in range(2))
+    with window.accumulator.micro_batch() as micro_batch:
+        window.add(0, None)
+        micro_batch.set_weight(3.0)
+        for weight in (5.0, None):
+            with pytest.raises(ga.GAStateError, match="micro-batch 0 was given its weight, 3.0.*begin another"):
+                window.add(1, weight)
+    with expected.accumulator.micro_batch() as micro_batch:
+        expected.add(0, None)
+        micro_batch.set_weight(3.0)
+    for both in (window, expected):
+        both.add(1, 5.0)
+    assert facts(window.step()) == facts(expected.step())
+    assert window.weights() == expected.weights()
+
+
 def test_losses_of_one_micro_batch_get_their_weight_in_one_way():
     window = Window()
     with window.accumulator.micro_batch() as micro_batch:

@@ -198,6 +198,7 @@ extension Accumulator {
         try require(weight: weight, operation)
         if var open = window.microBatch, open.number == number, open.isWeightToCome {
             open.isWeightToCome = false
+            open.isWeightGivenLater = true
             open.weight = weight
             if options.lossReduction == .mean {
                 open.loss *= weight
@@ -237,6 +238,12 @@ extension Accumulator {
         }
         if let open = window.microBatch {
             guard !open.isBroken else { throw brokenMicroBatch(open, operation) }
+            guard options.lossReduction == .sum || !open.isWeightGivenLater else {
+                throw GAError(
+                    .state,
+                    "\(operation): micro-batch \(open.number) was given its weight, \(open.weight), which multiplies "
+                        + "all of its means: commit it, and begin another for this loss")
+            }
             guard open.additions == 0 || open.isWeightToCome == (weight == nil) else {
                 throw GAError(
                     .state,

@@ -70,6 +70,8 @@ struct MicroBatch {
     var weight = 0.0
     /// Its weight is given later.
     var isWeightToCome = false
+    /// It was, and is now what all of the gradients are multiplied by.
+    var isWeightGivenLater = false
     /// As a sum, where the weight is known or losses are sums.
     var loss = 0.0
     /// What the gradients are multiplied by when they are added to the window.
