@@ -5,12 +5,14 @@ The number in a test's name is that of the list of pains in the project's design
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 from typing import Any
 
 import gradaccum as ga
 import numpy as np
 import pytest
+from gradaccum import _ffi
 
 from models import (
     Arrays,
@@ -25,7 +27,7 @@ from models import (
     mlp_loss,
     part,
 )
-from support import ROOT
+from support import OK, ROOT, in_new_process, raw
 
 
 def gpt(**options: Any) -> Model:
@@ -73,10 +75,12 @@ def test_pain_02_no_weight_is_ever_guessed():
     model, data = gpt(), uneven()
     with pytest.raises(TypeError, match="weight"):
         model.accumulator.accumulate(model.loss(model.parameters, data))  # type: ignore[call-arg]
-    logits = ga.linear(ga.tensor(np.ones((4, 3), np.float32)), ga.zeros((2, 3), requires_grad=True))
+    x = ga.zeros((2, 3), requires_grad=True)
+    of_sums = ga.Accumulator(ga.SGD([x]))
+    logits = ga.linear(ga.tensor(np.ones((4, 3), np.float32)), x)
     mean = ga.cross_entropy(logits, ga.tensor([0, 1, 1, 0]), reduction="mean")
-    with pytest.raises(ga.GAError, match="mean|parameter"):
-        model.accumulator.accumulate(mean, 4)
+    with pytest.raises(ga.GAStateError, match="loss is a mean, but the window adds up sums"):
+        of_sums.accumulate(mean, 4)
     assert model.window(data, [8]).weight == gpt_weight(data)
 
 
@@ -297,6 +301,13 @@ def test_pain_16_clipping_is_a_part_of_the_step():
         report = accumulator.step()
         assert report.gradient_norm == 1 and report.clip_factor == pytest.approx(1, abs=1e-5), "of 3 over 3 samples"
         assert x.item() == pytest.approx(-1 - window, abs=1e-5)
+    # Whoever wants the norm before the step ends the window's additions with it, and is told so.
+    add(accumulator, 4.0)
+    assert accumulator.clip_grad_norm_(1.0) == 4
+    for early in (lambda: add(accumulator, 1.0), accumulator.unscale):
+        with pytest.raises(ga.GAStateError, match="unscaled.*step"):
+            early()
+    assert accumulator.step().clip_factor == pytest.approx(0.25, abs=1e-5)
 
 
 def test_pain_17_a_bad_micro_batch_is_dropped_and_no_other():
@@ -351,6 +362,30 @@ def test_pain_19_a_skip_ruins_no_model():
     assert troubled.weights() == clean.weights()
 
 
+def test_pain_20_gradients_are_divided_by_their_scale_once():
+    """pytorch #97415, #94060: a fused optimizer left gradients scaled after a skip, and divided others twice."""
+    x = scalar()
+    scaler = ga.LossScaler(1024.0)
+    accumulator = ga.Accumulator(ga.SGD([x], lr=1.0), loss_scaler=scaler)
+    add(accumulator, np.inf)
+    assert accumulator.step().outcome == ga.Outcome.SKIPPED_OVERFLOW and scaler.scale == 512
+    add(accumulator, 3.0)
+    for norm in (accumulator.window().gradient_norm, accumulator.unscale()):
+        assert norm in (0, 3) and accumulator.accumulated_gradient(0).item() == 3
+    with pytest.raises(ga.GAStateError, match="unscaled before"):
+        accumulator.unscale()
+    assert accumulator.step().gradient_norm == 3 and x.item() == -3
+    # The scale that gradients from outside carry is said with them, and is none of the window's.
+    accumulator.accumulate_gradients([np.full(1, 4 * 64, np.float32)], 0.0, 1, scale=64.0)
+    add(accumulator, 4.0)
+    assert accumulator.step().gradient_norm == 4 and x.item() == -7
+    own, gradient = ga.LossScaler(8.0), np.full(1, 16, np.float32)
+    assert own.unscale([gradient], own.scale) == 2 == gradient[0]
+    with pytest.raises(ga.GAStateError, match="have been unscaled"):
+        own.unscale([gradient], own.scale)
+    assert gradient[0] == 2
+
+
 def test_pain_21_a_step_says_what_it_did():
     """accelerate #2828: whether a step was skipped was wrong while accumulating."""
     x = scalar()
@@ -363,6 +398,30 @@ def test_pain_21_a_step_says_what_it_did():
     assert outcomes == [None, applied, None, skipped, None, applied]
 
 
+def test_pain_22_a_scale_at_its_floor_is_a_status_with_a_name():
+    """DeepSpeed #931, Chinese-LLaMA-Alpaca #534: "Current loss scale already at minimum ... Exiting run"."""
+    x, y = scalar(), scalar()
+    y.set_name("head")
+    scaler = ga.LossScaler(4.0, min_scale=1.0, hysteresis=2)
+    accumulator = ga.Accumulator(ga.SGD([x, y], lr=1.0), loss_scaler=scaler, max_consecutive_skips=4)
+
+    def window(last: float) -> ga.Report:
+        for gradient in (1.0, last):
+            accumulator.accumulate_gradients([np.ones(1, np.float32), np.full(1, gradient, np.float32)], 0.0, 1)
+        return accumulator.step()
+
+    scales = []
+    for _ in range(4):
+        report = window(np.inf)
+        assert (report.outcome, report.update_count) == (ga.Outcome.SKIPPED_OVERFLOW, 0)
+        assert (report.non_finite_parameter, report.non_finite_micro_batch) == (1, 1)
+        scales.append(report.loss_scale)
+    assert scales == [4, 4, 2, 1], "the first overflow is borne, and the scale stays at its floor"
+    with pytest.raises(ga.GANonFiniteError, match=r'parameters\[1\], "head" in micro-batch 1.*min_scale'):
+        window(np.inf)
+    assert (scaler.scale, window(1.0).outcome, x.item(), y.item()) == (1, ga.Outcome.APPLIED, -1, -1)
+
+
 def test_pain_23_many_small_gradients_of_bfloat16_are_not_lost():
     """Megatron-LM #372, #502, DeepSpeed #2768, Liger-Kernel #830: divergence as gradients are added in bfloat16."""
     x = scalar()
@@ -373,6 +432,18 @@ def test_pain_23_many_small_gradients_of_bfloat16_are_not_lost():
     assert accumulator.accumulated_gradient(0).item() == 4096
     accumulator.step()
     assert x.item() == -1
+    # Sums in bfloat16 are for those who ask, who are told what plain ones lose.
+    found = {}
+    for sums in ("bfloat16", "bfloat16_kahan", "bfloat16_stochastic"):
+        accumulator = ga.Accumulator(ga.SGD([scalar()]), sum_format=sums)
+        for _ in range(4096):
+            accumulator.accumulate_gradients([one], 0.0, 1)
+        found[sums] = accumulator.accumulated_gradient(0).item()
+        accumulator.step()
+        additions, unchanged = (int(count[0]) for count in accumulator.stagnation())
+        assert additions == 4096 and (unchanged == 4096 - 256 or sums != "bfloat16")
+    assert found["bfloat16"] == 256 and found["bfloat16_kahan"] == 4096
+    assert 3500 < found["bfloat16_stochastic"] < 4700
 
 
 def test_pain_24_the_window_is_clipped_and_not_its_micro_batches():
@@ -421,6 +492,117 @@ def test_pain_26_no_gradients_between_micro_batches_and_what_that_excludes_is_an
     assert accumulator.step().outcome == ga.Outcome.APPLIED
     # The corrected moments after one update: the sum of the gradients, and of their squares.
     assert np.allclose(w.numpy(), 1 - 0.125 * (3 + 4) / np.sqrt(9 + 16), rtol=1e-6)
+
+
+def halved_until_it_fits(limit: int) -> tuple[list[int], int, list[str], int]:
+    """The sizes of micro-batches that were tried for a batch of 16 samples with so many bytes of memory, the updates
+    that came of it, the weights, and the most bytes that were in use."""
+    libc = ctypes.CDLL(None)
+    libc.aligned_alloc.restype = ctypes.c_void_p
+    libc.aligned_alloc.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
+    libc.free.argtypes = (ctypes.c_void_p,)
+    used = {"now": 0, "most": 0}
+
+    def allocate(size: int, alignment: int, user: Any) -> int | None:
+        # A call for each tensor: no memory in advance.
+        if size > 1 << 15 or used["now"] + size > limit:
+            return None
+        used["now"] += size
+        used["most"] = max(used.values())
+        return libc.aligned_alloc(alignment, -(-size // alignment) * alignment)
+
+    def release(memory: int, size: int, user: Any) -> None:
+        used["now"] -= size
+        libc.free(memory)
+
+    ga.memory_trim()
+    hooks = _ffi.AllocateFn(allocate), _ffi.ReleaseFn(release)
+    assert raw.ga_set_allocator(*hooks, None) == OK
+    model, data, size, tried = gpt(max_grad_norm=1.0), gpt_data(16, 6, 17), 16, []
+    while True:
+        tried.append(size)
+        try:
+            report = model.window(data, [size] * (16 // size))
+            break
+        except ga.GAOutOfMemoryError:
+            model.accumulator.zero()
+            ga.memory_trim()
+            size //= 2
+    assert report.weight == gpt_weight(data) and report.micro_batches == 16 // size
+    return tried, report.update_count, [bits.hex() for bits in model.weights()], used["most"]
+
+
+def test_pain_28_micro_batches_that_are_halved_until_they_fit_are_the_same_batch():
+    """composer #1081, #2117, EuroEval #22, #69: an automatic size was halved too often, and the number of steps was not
+    raised to match."""
+    tried, updates, expected, most = in_new_process(halved_until_it_fits, 1 << 30)
+    assert (tried, updates) == ([16], 1)
+    sizes = [tried]
+    for limit in (most * 3 // 4, most // 2):
+        tried, updates, weights, used = in_new_process(halved_until_it_fits, limit)
+        assert used <= limit and updates == 1
+        assert weights == expected
+        sizes.append(tried)
+    assert len(sizes[0]) < len(sizes[1]) < len(sizes[2]), "the less memory there is, the smaller they are"
+
+
+# ====== Ranks, checkpoints, contracts ======
+
+
+def test_pain_29_ranks_with_uneven_counts_take_one_step():
+    """pytorch #43201, #14462, FunASR #3472, Megatron #7186, EasyR1 #11012, horovod #2420: ranks that have other numbers
+    of micro-batches hang or diverge, or only the last one reaches the optimizer. What is to be exchanged is there before
+    the step: sums, their loss and their weight."""
+    data = uneven()
+    ranks, whole = [gpt() for _ in range(3)], gpt()
+    for rank, (start, sizes) in zip(ranks, ((0, [2, 1, 2]), (5, [3]), (8, []))):
+        for size in sizes:
+            rank.accumulate(part(data, start, start + size))
+            start += size
+    held = [rank.accumulator.window() for rank in ranks]
+    assert [one.micro_batches for one in held] == [3, 1, 0]
+    loss, weight = sum(one.loss * one.weight for one in held), sum(one.weight for one in held)
+    sums = [
+        sum(rank.accumulator.accumulated_gradient(index).numpy() for rank in ranks)
+        for index in range(len(whole.parameters))
+    ]
+    expected = whole.window(data, [8])
+    for rank in ranks:
+        rank.accumulator.zero()
+        rank.accumulator.accumulate_gradients(sums, loss, weight)
+        report = rank.accumulator.step()
+        assert (report.outcome, report.weight, report.update_count) == (ga.Outcome.APPLIED, expected.weight, 1)
+        assert report.loss == pytest.approx(expected.loss, rel=1e-6)
+        assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
+        assert rank.weights() == ranks[0].weights()
+
+
+def test_pain_30_a_window_in_progress_is_not_lost_in_silence_and_goes_on_elsewhere_to_the_bit():
+    """transformers #22143, OneTrainer #1465, mflux #447: who resumes in the middle of a window loses its gradients."""
+    arrays, parts = mlp_arrays(5, 9, 3), micro_batches(mlp_data(12, 5, 3), [3, 1, 4, 2, 2])
+    before, through = (Model(arrays, mlp_loss, optimizer=ga.AdamW, max_grad_norm=0.5) for _ in range(2))
+    for model in (before, through):
+        model.window(mlp_data(6, 5, 3, seed=1), [6])
+        for one in parts[:2]:
+            model.accumulate(one)
+    with pytest.raises(ga.GAStateError, match="2 micro-batches is in progress"):
+        before.accumulator.state_dict()
+    # What the window holds is at hand.
+    held = before.accumulator.window()
+    sums = [before.accumulator.accumulated_gradient(index).numpy() for index in range(len(before.parameters))]
+    weights = {name: x.numpy() for name, x in before.parameters.items()}
+    state = before.accumulator.optimizer.state_dict()
+    after = Model(weights, mlp_loss, optimizer=ga.AdamW, max_grad_norm=0.5)
+    after.accumulator.optimizer.load_state_dict(state)
+    after.accumulator.accumulate_gradients(sums, held.loss * held.weight, held.weight)
+    for model in (after, through):
+        for one in parts[held.micro_batches :]:
+            model.accumulate(one)
+    found, expected = after.accumulator.step(), through.accumulator.step()
+    assert (found.weight, found.gradient_norm, found.update_count) == (12, expected.gradient_norm, 2)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    assert after.weights() == through.weights()
+    before.accumulator.zero()
 
 
 def test_pain_31_32_times_16_is_64_times_8_to_the_bit():
