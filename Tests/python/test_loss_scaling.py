@@ -662,3 +662,17 @@ def test_declined_retry_of_nothing_but_dropped_micro_batches_has_norms_of_0():
     window.accumulate_gradients([np.full(4, np.inf, np.float32)], 0.0, 1.0)
     assert window.step().outcome == OVERFLOW
     assert window.gradient_norms() == [0.0]
+
+
+def test_weight_that_a_small_scale_takes_beyond_float32_is_refused():
+    """One over both would be infinite, and so the update."""
+    x = ga.zeros((2,), requires_grad=True)
+    scaler = ga.LossScaler(2.0**-64, min_scale=2.0**-64)
+    accumulator = ga.Accumulator(ga.SGD([x], lr=1.0), loss_scaler=scaler)
+    gradient = np.array([1, 0], np.float32)
+    for weight in (1e-30, 1e-19):
+        with pytest.raises(ga.GAOverflowError, match="weight is .*at a loss scale of 5.42"):
+            accumulator.accumulate_gradients([gradient * np.float32(weight)], 0.0, weight)
+    accumulator.accumulate_gradients([gradient * np.float32(2e-18)], 0.0, 2e-18)
+    assert accumulator.step().outcome == ga.Outcome.APPLIED
+    assert np.allclose(x.numpy(), [-1, 0], rtol=1e-6)

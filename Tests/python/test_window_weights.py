@@ -115,6 +115,24 @@ def test_mean_cannot_come_after_the_weight_of_its_micro_batch(source):
     assert window.weights() == expected.weights()
 
 
+@pytest.mark.parametrize("sum_format", ["float32", "bfloat16_kahan"])
+def test_micro_batch_that_its_late_weight_takes_beyond_float32_is_dropped_alone(sum_format):
+    """As with the weight at once; and one that stays within counts, however large its norm."""
+    x = ga.zeros((2,), requires_grad=True)
+    options = {"isolated": True, "loss_reduction": "mean", "sum_format": sum_format}
+    accumulator = ga.Accumulator(ga.SGD([x], lr=1.0), **options)
+    accumulator.accumulate_gradients([np.ones(2, np.float32)], 0.0, 1.0)
+    for gradient, weight in ((1e30, 1e10), (3e38, 1.0)):
+        with accumulator.micro_batch() as micro_batch:
+            accumulator.accumulate_gradients([np.full(2, gradient, np.float32)], 0.0, None)
+            micro_batch.set_weight(weight)
+    window = accumulator.window()
+    assert (window.micro_batches, window.aborted_micro_batches, window.weight) == (2, 1, 2.0)
+    assert (window.non_finite_parameter, window.non_finite_micro_batch) == (0, 1)
+    assert np.isfinite(accumulator.accumulated_gradient(0).numpy()).all()
+    accumulator.zero()
+
+
 def test_losses_of_one_micro_batch_get_their_weight_in_one_way():
     window = Window()
     with window.accumulator.micro_batch() as micro_batch:

@@ -265,13 +265,17 @@ extension Accumulator {
             throw GAError(.invalidArgument, "\(operation): weight is \(weight): it must be finite and at least 0")
         }
         let before = window.weight + (window.microBatch?.weight ?? 0)
-        let most = min(Accumulator.weights.upperBound, 1e37 / lossScale)
-        guard weight == 0 || Accumulator.weights.contains(weight), before + weight <= most else {
+        let (smallest, largest) = (Accumulator.weights.lowerBound, Accumulator.weights.upperBound)
+        // That of a mean which is given at once is a part of its gradient, and refused as such.
+        let isForTheStep = options.lossReduction == .sum || window.microBatch?.isWeightToCome == true
+        let isDivisor = options.normalization == .weight && isForTheStep
+        let (least, most) = (isDivisor ? max(smallest, 1e-37 / lossScale) : smallest, min(largest, 1e37 / lossScale))
+        guard weight == 0 || weight >= least, before + weight <= most else {
             throw GAError(
                 .overflow,
                 "\(operation): weight is \(weight), in a window of \(before): gradients of float32 can be divided by "
-                    + "\(Accumulator.weights.lowerBound) ... \(most)"
-                    + (most < Accumulator.weights.upperBound ? ", at a loss scale of \(lossScale)" : ""))
+                    + "\(least) ... \(most)"
+                    + (least > smallest || most < largest ? ", at a loss scale of \(lossScale)" : ""))
         }
     }
 

@@ -128,6 +128,15 @@ extension Accumulator {
         lastEnd = now
     }
 
+    /// Whether what a gradient comes to with a weight that came later is finite, given its sum of squares.
+    private func isFinite(_ gradient: Tensor?, squares: Double, times scale: Float) -> Bool {
+        guard squares.isFinite, let gradient else { return squares.isFinite }
+        // No element is larger than the norm, so only a very large one is looked at again.
+        if Float(squares.squareRoot() * Double(scale)).isFinite { return true }
+        let largest = Runtime.kernels.largest_magnitude(gradient.floats, SHIMS_F32, Int64(gradient.elementCount))
+        return (largest * scale).isFinite
+    }
+
     /// Adds what a micro-batch has in scratch to the sums, unless it is not finite.
     ///
     /// Returns where it is not. Errors: `outOfMemory`, and nothing was added.
@@ -138,12 +147,12 @@ extension Accumulator {
             try sums[index].prepareDense(parameters[index], update: update)
         }
         let (gradients, squares) = try foldPlaces(scratch)
-        if let index = squares.firstIndex(where: { !$0.isFinite }) {
+        let scale = microBatch.scale
+        if let index = squares.indices.first(where: { !isFinite(gradients[$0], squares: squares[$0], times: scale) }) {
             let found = WindowReport.NonFinite(parameter: index, microBatch: microBatch.number)
             window.overflow = window.overflow ?? found
             return found
         }
-        let scale = microBatch.scale
         guard options.sumFormat == .float32 else {
             // In place, as memory to scale into may not be had once a sum has changed.
             for case (let sum, let gradient?) in zip(sums, gradients) {
