@@ -264,6 +264,32 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing():
         mb.abort()
 
 
+@pytest.mark.parametrize("way", ["end of the data", "retry"])
+def test_a_micro_batch_that_was_dropped_with_its_window_is_not_open(way):
+    weight, accumulator = one(accumulation_steps=1, loss_scaler=ga.LossScaler(4.0))
+
+    def add(value: float) -> None:
+        accumulator.accumulate_gradients([np.full(weight.shape, value, np.float32)], 0.0, 1.0)
+
+    def left_open(report: ga.Report) -> bool:
+        accumulator.micro_batch(weight=1.0)
+        add(1.0)
+        return True
+
+    if way == "retry":
+        accumulator.set_retry_handler(left_open)
+        add(np.inf)
+        with pytest.raises(ga.GAStateError, match="micro-batch 0 is open"):
+            accumulator.step()
+    else:
+        accumulator.micro_batch(weight=1.0)
+        add(1.0)
+        assert accumulator.end_data("drop").outcome == ga.Outcome.DROPPED
+    accumulator.state_dict()
+    add(1.0)
+    assert accumulator.step().outcome == ga.Outcome.APPLIED
+
+
 def test_a_micro_batch_that_is_over_touches_no_other():
     weight, accumulator = one(isolated=True)
     stale = accumulator.micro_batch()

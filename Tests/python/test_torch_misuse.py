@@ -228,6 +228,18 @@ def test_accumulators_over_parts_of_a_model_may_be_open_together():
     assert all(part.last_report.gradient_norm > 0 for part in parts)
 
 
+@pytest.mark.parametrize("fold_in_backward", [True, False])
+def test_micro_batch_that_was_dropped_with_its_window_takes_no_gradient(fold_in_backward):
+    model = model_of()
+    accumulator = sgd(model, fold_in_backward=fold_in_backward)
+    accumulator.micro_batch(weight=6)
+    assert accumulator.end_data("drop").outcome == ga.Outcome.DROPPED
+    loss_of(model).backward()
+    model.zero_grad()
+    accumulator.accumulate(loss_of(model), weight=6)
+    assert accumulator.last_report.outcome == ga.Outcome.APPLIED
+
+
 # ====== Versions ======
 
 

@@ -416,6 +416,7 @@ class Accumulator(Handle):
         if report.outcome not in (Outcome.PENDING, Outcome.EMPTY):
             self._has_ended = True
             self._has_stepped_itself = False
+            self._open = None  # one that was dropped with its window
             self.last_report = report
         return report
 
@@ -493,6 +494,7 @@ class Accumulator(Handle):
                 return -1
             finally:
                 accumulator._is_retrying = False
+                accumulator._open = None  # what it left open is dropped with its window
 
         self._require_own("retry handler")
         require("retry_handler", handler, (Callable, type(None)), "a function, or None")
