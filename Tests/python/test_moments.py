@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import gradaccum as ga
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models import gpt_arrays, gpt_data, gpt_loss, gpt_weight, part
-from tally import NO_TRACE, SCALING
+from tally import NO_TRACE, ONE_CLOCK, SCALING, TRUE_WEIGHTS, examples
 
 SHAPES = ((7, 5), (11,), (3, 300))
 
@@ -297,3 +301,124 @@ def test_loss_scale_changes_no_bit_and_an_overflow_is_dropped(way):
     accumulator.accumulate_gradients([np.full(s, np.inf, np.float32) for s in SHAPES], 1.0, 1)
     report = accumulator.step()
     assert (report.outcome, report.non_finite_micro_batch, scaler.scale) == (ga.Outcome.SKIPPED_OVERFLOW, 0, 2.0**12)
+
+
+class Moments:
+    """Parameters in float64 whose moments take in one micro-batch after another; a frozen one keeps what its moments
+    hold."""
+
+    lr, betas, eps, weight_decay = 0.05, (0.8, 0.9), 1e-8, 0.1
+
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        self.values = [x.astype(np.float64) for x in arrays]
+        self.moments = [(np.zeros(x.shape), np.zeros(x.shape)) for x in arrays]
+        self.holds = [False] * len(arrays)
+        self.counts = [0] * len(arrays)
+        self.frozen = [False] * len(arrays)
+
+    def take(self, gradients: list[np.ndarray | None], factor: float) -> None:
+        beta1, beta2 = self.betas
+        for i, gradient in enumerate(gradients):
+            if gradient is None or self.frozen[i]:
+                continue
+            (m, v), g = self.moments[i], factor * gradient.astype(np.float64)
+            if not self.holds[i]:
+                m, v = beta1 * m, beta2 * v
+            self.moments[i] = m + (1 - beta1) * g, v + (1 - beta2) * g * g
+            self.holds[i] = True
+
+    def update(self) -> None:
+        beta1, beta2 = self.betas
+        for i, (m, v) in enumerate(self.moments):
+            if not self.holds[i] or self.frozen[i]:
+                continue
+            self.holds[i] = False
+            self.counts[i] += 1
+            root = np.sqrt(v / (1 - beta2 ** self.counts[i])) + self.eps
+            self.values[i] *= 1 - self.lr * self.weight_decay
+            self.values[i] -= self.lr * m / (1 - beta1 ** self.counts[i]) / root
+
+
+@pytest.mark.law(TRUE_WEIGHTS, NO_TRACE, ONE_CLOCK)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@examples(60)
+@given(seed=st.integers(0, 2**32), scaled=st.booleans())
+def test_random_lives_do_what_the_paper_does(reduction, seed, scaled):
+    """Micro-batches of any weight, given at once or later, aborted or not finite; parameters that freeze and thaw."""
+    random, rng = Random(seed), np.random.default_rng(seed)
+    shapes = ((3, 5), (4,), ())
+    x = [ga.tensor(np.asarray(rng.standard_normal(shape), np.float32), requires_grad=True) for shape in shapes]
+    model = Moments([value.numpy() for value in x])
+    optimizer = ga.AdamW(x, lr=model.lr, betas=model.betas, eps=model.eps, weight_decay=model.weight_decay)
+    scaler = ga.LossScaler(256.0, dynamic=False) if scaled else None
+    accumulator = moments(optimizer, loss_reduction=reduction, loss_scaler=scaler)
+    begun = counted = updates = 0
+    total, waiting = 0.0, []
+
+    def micro_batch() -> None:
+        nonlocal begun, counted, total
+        arrays = [
+            None if i and random.random() < 0.15 else np.asarray(rng.integers(-64, 65, shape) / 8, np.float32)
+            for i, shape in enumerate(shapes)
+        ]
+        weight = random.choice([0.0, 0.5, 1.0, 2.0, 3.0])
+        way = random.choice(["plain", "begun", "late", "abort", "bad"])
+        begun += 1
+        if way == "bad":
+            arrays[0].flat[0] = np.nan
+            accumulator.accumulate_gradients(arrays, 1.0, weight)
+            if not model.frozen[0]:  # nobody looks at it there
+                return
+        elif way == "plain":
+            accumulator.accumulate_gradients(arrays, 1.0, weight)
+        elif way == "late" and reduction == "sum":
+            accumulator.accumulate_gradients(arrays, 1.0, None)
+            waiting.append(begun - 1)
+            counted += 1
+            model.take(arrays, 1.0)
+            return
+        else:
+            one = accumulator.micro_batch()
+            accumulator.accumulate_gradients(arrays, 1.0, None if way == "late" else weight)
+            if way == "late":
+                one.set_weight(weight)
+            if way == "abort":
+                one.abort()
+                return
+            one.commit()
+        counted += 1
+        total += weight
+        if weight > 0:
+            model.take(arrays, weight if reduction == "mean" else 1.0)
+
+    for _ in range(random.randint(5, 30)):
+        what = random.random()
+        if what < 0.5:
+            micro_batch()
+        elif what < 0.65:
+            weight = random.choice([0.0, 1.0, 2.0])
+            for number in waiting:
+                accumulator.set_weight(number, weight)
+                total += weight
+            waiting.clear()
+        elif what < 0.75:
+            i = random.randrange(len(x))
+            model.frozen[i] = not model.frozen[i]
+            x[i].requires_grad = not model.frozen[i]
+        elif waiting:
+            with pytest.raises(ga.GAStateError, match="weight of micro-batch"):
+                accumulator.step()
+        elif begun > 0:
+            report = accumulator.step()
+            if total > 0:
+                model.update()
+                updates += 1
+            assert (report.outcome == ga.Outcome.APPLIED) == (total > 0)
+            assert (report.weight, report.micro_batches, report.update_count) == (total, counted, updates)
+            begun = counted = 0
+            total = 0.0
+        for value, expected in zip(x, model.values):
+            np.testing.assert_allclose(value.numpy(), expected, rtol=2e-4, atol=2e-4)
+    for number in waiting:
+        accumulator.set_weight(number, 1.0)
+    accumulator.end_data()
