@@ -15,8 +15,8 @@ extension Accumulator {
         ///
         /// The second moment has the sum of the squares of the micro-batches' gradients in place of the square of their
         /// sum, so law 1 is given up: the result depends on where the batch is cut, and still not on the number of threads.
-        /// A micro-batch that is not finite is dropped alone, as in isolated mode. What was committed cannot be dropped,
-        /// clipped or divided by a weight any more.
+        /// A micro-batch that is not finite is dropped alone, as in isolated mode, and one that weighs nothing is not taken
+        /// in. What was committed cannot be dropped, clipped or divided by a weight any more.
         case moments = 1
     }
 
