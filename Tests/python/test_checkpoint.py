@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import weakref
 
 import gradaccum as ga
 import numpy as np
@@ -43,6 +44,25 @@ def test_blocks_are_released():
     gradients(ga.checkpoint)
     gc.collect()
     assert not module._blocks
+
+
+def test_what_a_block_has_captured_goes_with_it():
+    """Of micro-batch after micro-batch it would be kept until a garbage collection, and it can be large."""
+    weight, _ = parameters()
+    accumulator = ga.Accumulator(ga.SGD([weight], lr=0.1))
+    gc.collect()
+    gc.disable()
+    try:
+        captured = ga.tensor(np.ones(weight.shape, np.float32))
+        gone = weakref.ref(captured)
+        y = ga.sum(ga.checkpoint(lambda h, mask=captured: h * mask, weight))
+        del captured
+        accumulator.accumulate(y, weight=1)
+        del y
+        assert gone() is None
+    finally:
+        gc.enable()
+    accumulator.zero()
 
 
 def test_an_exception_of_the_block_reaches_the_caller():

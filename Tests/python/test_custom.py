@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import weakref
 from ctypes import c_void_p
 
 import gradaccum as ga
@@ -159,6 +160,21 @@ def test_rule_lives_as_long_as_its_optimizer():
     del accumulator
     gc.collect()
     assert len(custom._rules) == before
+
+
+def test_what_a_rule_has_captured_goes_with_it():
+    """And waits for no garbage collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        captured = ga.zeros((2,))
+        gone = weakref.ref(captured)
+        optimizer = ga.CustomOptimizer([ga.zeros((2,))], lambda *arguments, captured=captured: None)
+        optimizer.close()
+        del captured, optimizer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # ====== Through C ======

@@ -13,8 +13,6 @@ from ._ffi import lib
 from .errors import GADTypeError
 from .tensor import Tensor, handles_of
 
-# What C functions call back must stay alive until the library releases it.
-_blocks: dict[int, _Block] = {}
 _numbers = itertools.count(1)
 _OK = 0
 
@@ -23,27 +21,34 @@ class _Block:
     """A Python function as a block of the library."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._function = function
+        self.function = function
         self.result: Tensor | None = None
-        self.callback = _ffi.BlockFn(self._run)
 
-    def _run(self, out: Any, inputs: Any, count: int, user: Any) -> int:
-        try:
-            # The handle must outlive this call, and the library takes no reference to it.
-            result = self._function(*(Tensor(inputs[index]) for index in range(count)))
-            if not isinstance(result, Tensor):
-                raise GADTypeError(f"the block returned {shown(result)}: it must return a Tensor")
-            self.result = result
-            out[0] = result.handle
-            return _OK
-        except BaseException as error:
-            return _ffi.keep(error)
+
+# By their numbers, which the library passes as `user`. A callback of its own would refer to its block and be referred to
+# by it, and such a cycle keeps what the function has captured until a garbage collection.
+_blocks: dict[int, _Block] = {}
+
+
+def _run(out: Any, inputs: Any, count: int, user: Any) -> int:
+    try:
+        block = _blocks[user]
+        result = block.function(*(Tensor(inputs[index]) for index in range(count)))
+        if not isinstance(result, Tensor):
+            raise GADTypeError(f"the block returned {shown(result)}: it must return a Tensor")
+        # The handle must outlive this call, and the library takes no reference to it.
+        block.result = result
+        out[0] = result.handle
+        return _OK
+    except BaseException as error:
+        return _ffi.keep(error)
 
 
 def _forget(user: Any) -> None:
     _blocks.pop(user, None)
 
 
+_callback = _ffi.BlockFn(_run)
 _release = _ffi.UserReleaseFn(_forget)
 
 
@@ -59,7 +64,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     block = _blocks[number] = _Block(function)
     out = c_void_p()
     try:
-        lib.ga_checkpoint(byref(out), handles, len(handles), block.callback, number, _release)
+        lib.ga_checkpoint(byref(out), handles, len(handles), _callback, number, _release)
     except BaseException:
         _blocks.pop(number, None)
         raise

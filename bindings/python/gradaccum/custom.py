@@ -36,8 +36,6 @@ class Update:
 
 Rule = Callable[[np.ndarray, np.ndarray, "list[np.ndarray]", Update], None]
 
-# What C functions call back must stay alive until the library releases it.
-_rules: dict[int, _Rule] = {}
 _numbers = itertools.count(1)
 _OK = 0
 
@@ -46,41 +44,48 @@ class _Rule:
     """A Python function as a rule of the library."""
 
     def __init__(self, function: Rule, slot_count: int) -> None:
-        self._function = function
-        self._slot_count = slot_count
+        self.function = function
+        self.slot_count = slot_count
         self.error: BaseException | None = None
-        self.callback = _ffi.UpdateFn(self._run)
 
-    def _run(self, parameter: Any, gradient: Any, slots: Any, count: int, update: Any, user: Any) -> int:
-        try:
-            arrays = [np.ctypeslib.as_array(slots[i], (count,)) for i in range(self._slot_count)]
-            read_only = np.ctypeslib.as_array(gradient, (count,))
-            read_only.flags.writeable = False
-            told = update[0]
-            self._function(
-                np.ctypeslib.as_array(parameter, (count,)),
-                read_only,
-                arrays,
-                Update(
-                    told.update,
-                    told.parameter,
-                    told.start,
-                    told.learning_rate,
-                    told.gradient_scale,
-                    told.weight_decay,
-                ),
-            )
-            return _OK
-        except BaseException as error:  # goes on where the library has returned
-            if self.error is None:  # of several threads, the first
-                self.error = error
-            return _ffi.status_for(error)
+
+# By their numbers, which the library passes as `user`. A callback of its own would refer to its rule and be referred to
+# by it, and such a cycle keeps what the function has captured until a garbage collection.
+_rules: dict[int, _Rule] = {}
+
+
+def _run(parameter: Any, gradient: Any, slots: Any, count: int, update: Any, user: Any) -> int:
+    rule = _rules[user]
+    try:
+        arrays = [np.ctypeslib.as_array(slots[i], (count,)) for i in range(rule.slot_count)]
+        read_only = np.ctypeslib.as_array(gradient, (count,))
+        read_only.flags.writeable = False
+        told = update[0]
+        rule.function(
+            np.ctypeslib.as_array(parameter, (count,)),
+            read_only,
+            arrays,
+            Update(
+                told.update,
+                told.parameter,
+                told.start,
+                told.learning_rate,
+                told.gradient_scale,
+                told.weight_decay,
+            ),
+        )
+        return _OK
+    except BaseException as error:  # goes on where the library has returned
+        if rule.error is None:  # of several threads, the first
+            rule.error = error
+        return _ffi.status_for(error)
 
 
 def _forget(user: Any) -> None:
     _rules.pop(user, None)
 
 
+_callback = _ffi.UpdateFn(_run)
 _release = _ffi.UserReleaseFn(_forget)
 
 
@@ -111,7 +116,7 @@ class CustomOptimizer(Optimizer):
 
         def create(out: Any, addresses: Any, count: int, options: Structure) -> int:
             status: int = lib.ga_custom_create(
-                out, addresses, count, self._rule.callback, number, _release, options
+                out, addresses, count, _callback, number, _release, options
             )
             return status
 
