@@ -303,6 +303,9 @@ def test_a_micro_batch_that_is_over_touches_no_other():
     current.commit()
     with pytest.raises(ga.GAStateError, match="backward: micro-batch 0 is not open"):
         current.backward(ga.sum(weight))
+    with pytest.raises(ga.GAStateError, match="with: micro-batch 0 is not open"):
+        with current:
+            pytest.fail("what is accumulated here would be a micro-batch of its own")
     assert accumulator.window().micro_batches == 1
     with accumulator.micro_batch():
         accumulator.zero()

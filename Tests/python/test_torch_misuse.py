@@ -169,6 +169,18 @@ def test_norms_are_not_clipped_by_the_loop_where_the_micro_batch_steps():
     assert by_hand.step().clip_factor < 1
 
 
+def test_micro_batch_that_is_begun_before_the_loop_serves_once():
+    """The gradients of a second turn would stay in .grad, and no window would get them."""
+    model = model_of()
+    accumulator = sgd(model, accumulation_steps=2)
+    micro_batch = accumulator.micro_batch(weight=6)
+    with pytest.raises(ga.GAStateError, match="with: micro-batch 0 is not open: begin another"):
+        for _ in range(2):
+            with micro_batch:
+                loss_of(model).backward()
+    assert accumulator.window().micro_batches == 1 and model[0].weight.grad is None
+
+
 # ====== Two accumulators ======
 
 

@@ -103,6 +103,7 @@ class MicroBatch(Uncopied):
             raise GAStateError(f"{operation}: micro-batch {self.number} is not open: begin another")
 
     def __enter__(self: _Self) -> _Self:
+        self._require_this_open("with")  # whose gradients would go nowhere, or be micro-batches of their own
         return self
 
     def __exit__(
