@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -111,6 +112,34 @@ def test_bfloat16_parameters_are_updated_in_float32():
     assert accumulator.params["w"].dtype == jnp.bfloat16
     assert np.allclose(accumulator.optimizer.parameters[0].numpy(), 0.99, atol=1e-5)
     assert np.allclose(np.asarray(accumulator.params["w"], np.float32), 0.99, atol=4e-3)
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+@pytest.mark.parametrize("loss", [math.nan, None])
+def test_means_over_nothing_add_nothing(isolated, loss):
+    """Of a micro-batch that is all padding, such as one of the last: they are NaN, and the window would be lost."""
+    x, y = batch(0)
+    accumulator, expected = (gaj.Accumulator(parameters(), sgd, accumulation_steps=n, isolated=isolated) for n in (2, 1))
+    value, gradients = loss_and_gradients(accumulator.params, x, y)
+    accumulator.accumulate(jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), gradients), weight=0, loss=loss)
+    for each in (accumulator, expected):
+        each.accumulate(gradients, weight=len(y), loss=value)
+    report = accumulator.last_report
+    assert (report.outcome, report.micro_batches) == (ga.Outcome.APPLIED, 2)
+    assert report.loss == expected.last_report.loss
+    for ours, theirs in zip(jax.tree.leaves(accumulator.params), jax.tree.leaves(expected.params)):
+        assert np.array_equal(ours, theirs)
+
+
+def test_losses_and_weights_of_other_kinds_are_named():
+    accumulator = gaj.Accumulator({"w": jnp.ones(3)}, sgd)
+    for loss in ((jnp.ones(()), {}), jnp.ones(3), "1"):
+        with pytest.raises(ga.GADTypeError, match=r"loss is .*: it must be a number"):
+            accumulator.accumulate({"w": jnp.ones(3)}, weight=1, loss=loss)
+    with pytest.raises(ga.GADTypeError, match=r"weight is .*: it must be a number"):
+        accumulator.accumulate({"w": jnp.ones(3)}, weight=jnp.ones(3))
+    with pytest.raises(ga.GADTypeError, match=r"state_dict\['masters'\] is None .*: it must be what state_dict"):
+        accumulator.load_state_dict({**accumulator.state_dict(), "masters": None})
 
 
 def test_training_goes_on_to_the_bit():

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ._arguments import REAL, require
 from .accumulator import Accumulator as _Accumulator
 from .accumulator import Tail
 from .errors import GADTypeError, GAInvalidArgumentError, GAShapeError
@@ -115,9 +116,9 @@ class Accumulator(_Accumulator):
     ) -> None:
         """Adds a pytree of gradients as a micro-batch.
 
-        weight: the samples or tokens that they stand for; None to give it later. loss: for the report, which
-        has none of the window otherwise. loss_scale: what the loss was multiplied by before its gradients were taken,
-        such as window().loss_scale with a loss scaler.
+        weight: the samples or tokens that they stand for; None to give it later. Means over nothing, of the weight 0,
+        may be NaN: they add nothing. loss: for the report, which has none of the window otherwise. loss_scale: what the
+        loss was multiplied by before its gradients were taken, such as window().loss_scale with a loss scaler.
         """
         leaves, structure = jax.tree_util.tree_flatten(gradients)
         if structure != self._structure:
@@ -128,7 +129,13 @@ class Accumulator(_Accumulator):
         kinds = {array.dtype for array in arrays}
         if len(kinds) > 1:
             arrays = [array.astype(np.float32) for array in arrays]
-        in_order = [arrays[position] for position in self._order]
+        in_order: list[np.ndarray | None] = [arrays[position] for position in self._order]
+        if weight is not None:
+            REAL.checked("weight", weight)
+        if loss is not None:
+            REAL.checked("loss", loss)
+        if weight == 0 and self.loss_reduction == "mean":  # a mean over nothing is no number
+            in_order, loss = [None] * len(in_order), 0.0
         self._require_loss("accumulate", loss, weight)
         if self._open is None and self.window().micro_batches == 0:
             self._untold_loss = 0.0
@@ -165,8 +172,9 @@ class Accumulator(_Accumulator):
 
     def _require_state(self, state_dict: Mapping[str, Any]) -> None:
         super()._require_state(state_dict)
+        require("state_dict['masters']", state_dict["masters"], Mapping, "what state_dict() had there")
         given, wanted = (
-            {place: tuple(x.shape) for place, x in part.items()}
+            {place: np.shape(x) for place, x in part.items()}
             for part in (state_dict["masters"], self._masters())
         )
         if given != wanted:
