@@ -301,6 +301,10 @@ def opened() -> ga.Accumulator:
     return accumulator
 
 
+def load_with(accumulator: ga.Accumulator, **parts: object) -> None:
+    accumulator.load_state_dict({**accumulator.state_dict(), **parts})
+
+
 def assigned(name: str, to: Callable[[], object]) -> Call:
     return lambda x: setattr(to(), name, x)
 
@@ -313,6 +317,13 @@ def assigned(name: str, to: Callable[[], object]) -> Call:
         (lambda x: ga.sum(matrix(), keepdims=x), "keepdims", "True or False"),
         (lambda x: ga.LossScaler(dynamic=x), "dynamic", "True or False"),
         (assigned("requires_grad", matrix), "requires_grad", "True or False"),
+        (lambda x: ga.zeros((2,), requires_grad=x), "requires_grad", "True or False"),
+        (lambda x: ga.tensor([1.0], requires_grad=x), "requires_grad", "True or False"),
+        (lambda x: ga.from_numpy(np.ones(2, np.float32), requires_grad=x), "requires_grad", "True or False"),
+        (lambda x: ga.from_dlpack(np.ones(2, np.float32), requires_grad=x), "requires_grad", "True or False"),
+        (lambda x: ga.from_dlpack(np.ones(2, np.float32), read_only=x), "read_only", "True or False"),
+        (lambda x: window(step_when_due=x), "step_when_due", "True or False"),
+        (assigned("step_when_due", window), "step_when_due", "True or False"),
         (lambda x: window(normalization=x), "normalization", "'weight' or 'sum'"),
         (lambda x: window(loss_reduction=x), "loss_reduction", "'sum' or 'mean'"),
         (lambda x: window().end_data(x), "tail", "'step' or"),
@@ -327,6 +338,7 @@ def assigned(name: str, to: Callable[[], object]) -> Call:
         (lambda x: window().load_state_dict(x), "state_dict", "what state_dict"),
         (lambda x: ga.WeightAverage(window().optimizer).load_state_dict(x), "state_dict", "what state_dict"),
         (lambda x: ga.LossScaler().load_state_dict(x), "state", "what state_dict"),
+        (lambda x: load_with(window(loss_scaler=ga.LossScaler()), loss_scaler=x), r"state_dict\['loss_scaler'\]", "what state_dict"),
         (lambda x: ga.tensor([1.0], dtype=x), "dtype", "a DType"),
         (lambda x: window().accumulate_gradients([np.ones(2, np.float32)], 0.0, 1.0, dtype=x), "dtype", "a DType"),
         (lambda x: opened().accumulate_gradient(x, np.ones(2, np.float32)), "index", "a whole number"),

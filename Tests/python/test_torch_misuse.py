@@ -6,6 +6,7 @@ import gc
 from typing import Any
 
 import gradaccum as ga
+import numpy as np
 import pytest
 
 from support import in_new_process
@@ -179,6 +180,56 @@ def test_micro_batch_that_is_begun_before_the_loop_serves_once():
             with micro_batch:
                 loss_of(model).backward()
     assert accumulator.window().micro_batches == 1 and model[0].weight.grad is None
+
+
+# ====== Arguments of other kinds ======
+
+
+class Output:
+    """As what a model of Hugging Face returns."""
+
+    loss = torch.ones(())
+
+
+@pytest.mark.parametrize("loss", [Output(), (torch.ones(()), 1), 3.0, None, ga.zeros(())], ids=lambda x: type(x).__name__)
+def test_loss_that_is_no_tensor_is_named(loss):
+    accumulator = sgd(model_of())
+    for call in (lambda x: x.backward(loss), lambda x: x.scale(loss)):
+        with pytest.raises(ga.GADTypeError, match=r"loss is .*: it must be a tensor of PyTorch, such as the \.loss"):
+            with accumulator.micro_batch(weight=6) as micro_batch:
+                call(micro_batch)
+    with pytest.raises(ga.GADTypeError, match="loss is "):
+        accumulator.accumulate(loss, weight=6)
+    assert accumulator.window().micro_batches == 0
+
+
+@pytest.mark.parametrize("source", [None, 5, torch.ones(3), nn.Parameter(torch.ones((2, 3)))], ids=str)
+def test_parameters_that_are_no_sequence_are_named(source):
+    with pytest.raises(ga.GADTypeError, match=r"source is .*: it must be a module, or a sequence of tensors"):
+        gat.parameters(source)
+
+
+def test_parameters_of_other_kinds_are_named():
+    weight = nn.Parameter(torch.ones((2, 3)))
+    with pytest.raises(ga.GAInvalidArgumentError, match=r"parameters\[1\] is the result of an operation"):
+        gat.parameters([weight, 2 * weight])
+    with pytest.raises(ga.GAInvalidArgumentError, match=r"parameters\[0\] is tuple, and a tensor of PyTorch is needed"):
+        gat.parameters([("weight", weight, 3)])
+    with pytest.raises(ga.GADTypeError, match=r"parameters\[0\]'s name is 3 of type int: it must be text"):
+        gat.parameters([(3, weight)])
+
+
+def test_flags_weights_and_states_of_other_kinds_are_named():
+    with pytest.raises(ga.GADTypeError, match="fold_in_backward is 'no' of type str: it must be True or False"):
+        sgd(model_of(), fold_in_backward="no")
+    accumulator = sgd(model_of().to(torch.bfloat16))
+    with pytest.raises(ga.GADTypeError, match="weight is .* of type ndarray: it must be a number"):
+        accumulator.collect(np.ones(3))
+    state = accumulator.state_dict()
+    for masters in (None, [1], {0: [1.0]}):
+        with pytest.raises(ga.GADTypeError, match=r"state_dict\['masters'\].* is .*: it must be "):
+            accumulator.load_state_dict({**state, "masters": masters})
+    accumulator.load_state_dict(state)
 
 
 # ====== Two accumulators ======

@@ -5,12 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from ctypes import byref, c_void_p
-from typing import Union
+from typing import Any, Union
 
 import torch
 
 from . import _ffi, _python
-from ._arguments import int64_array
+from ._arguments import int64_array, require, shown
 from ._ffi import lib
 from .errors import GADTypeError, GAInvalidArgumentError, GAStateError, GAUnsupportedError
 from .tensor import DType, Tensor
@@ -33,6 +33,10 @@ class Parameter(Tensor):
         self.name = name
         self._model = model  # where it has this name
         self._order = _order_in_memory(source, name)
+        if not source.is_leaf:
+            raise GAInvalidArgumentError(
+                f"{name} is the result of an operation, which backward gives no .grad: pass what it is made from"
+            )
         self._elements = self._in_order(source.detach())
         if self._elements.dtype not in DTYPES:
             raise GADTypeError(f"{name} is {source.dtype}: convert it to float32, bfloat16 or float16")
@@ -94,9 +98,13 @@ def parameters(source: Source) -> list[Parameter]:
     if isinstance(source, torch.nn.Module):
         model = weakref.ref(source)
         source = [(name, x) for name, x in source.named_parameters() if x.requires_grad]
+    if isinstance(source, torch.Tensor) or not isinstance(source, Iterable):
+        raise GADTypeError(f"source is {shown(source)}: it must be a module, or a sequence of tensors, such as [tensor]")
     made: list[Parameter] = []
+    item: Any
     for index, item in enumerate(source):
-        name, x = item if isinstance(item, tuple) else (f"parameters[{index}]", item)
+        name, x = item if isinstance(item, tuple) and len(item) == 2 else (f"parameters[{index}]", item)
+        require(f"parameters[{index}]'s name", name, str, "text")
         made.append(Parameter(x, name, model))
     return made
 

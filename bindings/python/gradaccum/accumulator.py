@@ -144,6 +144,7 @@ class Accumulator(Handle):
             sum_format=constant_of("sum_format", sum_format, _SUM_FORMATS),
             count_underflow=flag("count_underflow", count_underflow),
         )
+        steps_when_due = bool(flag("step_when_due", step_when_due))
         require_optimizer(optimizer)
         out = c_void_p()
         lib.ga_accumulator_create(byref(out), optimizer.handle, byref(options))
@@ -151,7 +152,7 @@ class Accumulator(Handle):
         self._loss_reduction = loss_reduction
         self._max_grad_norm = max_grad_norm
         self._max_loss_z_score = max_loss_z_score
-        self.step_when_due = step_when_due
+        self._steps_when_due = steps_when_due
         if loss_scaler is not None:
             self.set_loss_scaler(loss_scaler)
         if retry_handler is not None:
@@ -174,7 +175,7 @@ class Accumulator(Handle):
         self._loss_reduction = "sum"
         self._max_grad_norm = 0.0
         self._max_loss_z_score = 0.0
-        self.step_when_due = True
+        self._steps_when_due = True
         self._loss_scaler: LossScaler | None = None
 
     @staticmethod
@@ -208,6 +209,15 @@ class Accumulator(Handle):
     def max_grad_norm(self) -> float:
         """What the step clips to, as it was created."""
         return self._max_grad_norm
+
+    @property
+    def step_when_due(self) -> bool:
+        """Whether micro-batches take the step, see micro_batch()."""
+        return self._steps_when_due
+
+    @step_when_due.setter
+    def step_when_due(self, value: bool) -> None:
+        self._steps_when_due = bool(flag("step_when_due", value))
 
     @property
     def accumulation_steps(self) -> int:
@@ -605,7 +615,9 @@ class Accumulator(Handle):
             raise GAInvalidArgumentError(
                 f"load_state_dict: state_dict lacks {', '.join(sorted(missing))}: pass what state_dict() returned"
             )
-        if (state_dict["loss_scaler"] is None) != (self.loss_scaler is None):
+        scaler = state_dict["loss_scaler"]
+        require("state_dict['loss_scaler']", scaler, (Mapping, type(None)), "what state_dict() had there")
+        if (scaler is None) != (self.loss_scaler is None):
             ours = self.loss_scaler is not None
             has, lacks = ("accumulator", "state_dict") if ours else ("state_dict", "accumulator")
             raise GAInvalidArgumentError(

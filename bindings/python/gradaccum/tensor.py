@@ -442,7 +442,7 @@ def tensor(data: Any, *, dtype: DType | None = None, requires_grad: bool = False
     contiguous = np.ascontiguousarray(array)  # at least one axis, so the shape is taken from the original
     shape = (c_int64 * array.ndim)(*array.shape)
     made = make(lib.ga_tensor_from_data, _ffi.DEVICE_CPU, kind, array.ndim, shape, contiguous.ctypes.data)
-    if requires_grad:
+    if flag("requires_grad", requires_grad):
         made.requires_grad = True
     return made
 
@@ -450,7 +450,7 @@ def tensor(data: Any, *, dtype: DType | None = None, requires_grad: bool = False
 def zeros(shape: Sequence[int], *, dtype: DType = float32, requires_grad: bool = False) -> Tensor:
     sizes = int64_array("shape", shape)
     made = make(lib.ga_tensor_create, _ffi.DEVICE_CPU, dtype, len(sizes), sizes)
-    if requires_grad:
+    if flag("requires_grad", requires_grad):
         made.requires_grad = True
     return made
 
@@ -493,7 +493,7 @@ def from_numpy(array: Any, *, requires_grad: bool = False) -> Tensor:
         raise
     if not array.flags.writeable:
         made.read_only = True
-    if requires_grad:
+    if flag("requires_grad", requires_grad):
         made.requires_grad = True
     return made
 
@@ -521,6 +521,8 @@ def from_dlpack(x: Any, *, read_only: bool | None = None, requires_grad: bool = 
     memory is kept alive for as long as the tensor, or anything made from it, needs it, and is never copied.
     read_only: None for what the producer says, and True where it says nothing, as those of DLPack 0.x do (JAX).
     """
+    if read_only is not None:
+        read_only = bool(flag("read_only", read_only))
     capsule = _capsule_of(x)
     name = _python.name_of(capsule)
     if name is None:
@@ -546,7 +548,7 @@ def from_dlpack(x: Any, *, read_only: bool | None = None, requires_grad: bool = 
         raise GAInvalidArgumentError(
             "read_only is False, but the producer of x says that x must not be written to"
         )
-    if requires_grad:
+    if flag("requires_grad", requires_grad):
         made.requires_grad = True
     return made
 

@@ -39,7 +39,7 @@ import numpy as np
 import torch
 
 from . import _ffi
-from ._arguments import REAL
+from ._arguments import REAL, flag, require
 from ._ffi import lib
 from ._torch_parameters import DTYPES, Parameter, parameters, require_in_their_models
 from .accumulator import Accumulator as _Accumulator
@@ -144,6 +144,7 @@ class MicroBatch(_MicroBatch):
 
     def scale(self, loss: torch.Tensor) -> torch.Tensor:
         """The loss times the loss scale, to run backward from, as torch.amp.GradScaler.scale()."""
+        _require_loss_tensor(loss)
         self._is_scaled = True
         return loss if self._loss_scale == 1 else loss * self._loss_scale
 
@@ -157,6 +158,7 @@ class MicroBatch(_MicroBatch):
     def backward(self, loss: torch.Tensor) -> None:
         """Runs backward from a loss, times the loss scale, and notes its value for the report."""
         self._require_this_open("backward")
+        _require_loss_tensor(loss)
         reduction = getattr(loss.grad_fn, "_saved_reduction", None)
         is_mean = reduction == 1 or (
             loss.grad_fn is not None and loss.grad_fn.name().startswith("MeanBackward")
@@ -182,6 +184,10 @@ class MicroBatch(_MicroBatch):
         """Takes the micro-batch back, and what backward has left in .grad."""
         super().abort()
         self._torch._clear_gradients()
+
+
+def _require_loss_tensor(loss: object) -> None:
+    require("loss", loss, torch.Tensor, "a tensor of PyTorch, such as the .loss of what a model returns")
 
 
 def _require_weight(weight: float | None) -> None:
@@ -218,7 +224,7 @@ class Accumulator(_Accumulator):
         require_optimizer(optimizer)
         self._parameters: list[Parameter] = []
         self._isolated = isolated
-        self._folds_in_backward = fold_in_backward
+        self._folds_in_backward = bool(flag("fold_in_backward", fold_in_backward))
         for index, parameter in enumerate(optimizer.parameters):
             if not isinstance(parameter, Parameter):
                 raise GAInvalidArgumentError(
@@ -236,7 +242,7 @@ class Accumulator(_Accumulator):
         self._let_go.atexit = False
         for index, parameter in enumerate(self._parameters):
             source: Any = parameter.source
-            if fold_in_backward and source.requires_grad:
+            if self._folds_in_backward and source.requires_grad:
                 hooks.append(source.register_post_accumulate_grad_hook(_folding(this, index)))
 
     @property
@@ -286,6 +292,7 @@ class Accumulator(_Accumulator):
         """
         if weight is None and self.loss_reduction == "mean":
             raise GAStateError("collect: weight is None, and that of a mean is part of its gradient: give it now")
+        _require_weight(weight)
         self._require_loss("collect", loss, weight)
         left = [parameter.source.grad for parameter in self._parameters]
         self._clear_gradients()
@@ -361,6 +368,9 @@ class Accumulator(_Accumulator):
     def _require_state(self, state_dict: Mapping[str, Any]) -> None:
         super()._require_state(state_dict)
         given, masters = state_dict["masters"], self._masters()
+        require("state_dict['masters']", given, Mapping, "what state_dict() had there")
+        for place, master in given.items():
+            require(f"state_dict['masters'][{place!r}]", master, torch.Tensor, "a tensor of PyTorch")
         shapes, wanted = ({place: tuple(x.shape) for place, x in part.items()} for part in (given, masters))
         if shapes != wanted:
             raise GAInvalidArgumentError(
