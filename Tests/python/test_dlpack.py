@@ -31,7 +31,7 @@ from dlpack import (
     Unversioned,
     Versioned,
 )
-from support import DTYPE, INVALID_ARGUMENT, OVERFLOW, UNSUPPORTED, environment, expect, in_child, raw
+from support import DTYPE, INVALID_ARGUMENT, OVERFLOW, UNSUPPORTED, environment, expect, in_child, in_new_process, raw
 
 F32 = np.float32
 DTYPES = [F32, np.float16, np.int32, np.int64]
@@ -476,3 +476,22 @@ def test_interpreter_ends_cleanly_with_exchanged_memory_alive():
     )
     done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# ====== Versions ======
+
+
+def error_of_an_old_version() -> str:
+    """In a process of its own, with a numpy that says that it is older."""
+    del sys.modules["gradaccum._python"]
+    np.__version__ = "1.23.5"
+    try:
+        import gradaccum._python  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return "none"
+
+
+def test_numpy_that_takes_arrays_back_without_the_lock_is_named():
+    said = in_new_process(error_of_an_old_version)
+    assert said == "gradaccum needs numpy 1.24 or later, and this is 1.23.5: pip install 'numpy>=1.24'"

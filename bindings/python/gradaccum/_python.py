@@ -17,6 +17,13 @@ import numpy as np
 from . import _ffi
 from ._ffi import lib
 
+# Before 1.24, numpy takes back an array that it has lent by DLPack without the interpreter's lock, which can end the
+# process.
+if tuple(int(part) for part in np.__version__.split(".")[:2]) < (1, 24):
+    raise ImportError(
+        f"gradaccum needs numpy 1.24 or later, and this is {np.__version__}: pip install 'numpy>=1.24'"
+    )
+
 _api = ctypes.PyDLL(None)  # our own, since the types of ctypes.pythonapi's functions are everybody's
 
 
