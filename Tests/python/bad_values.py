@@ -341,7 +341,8 @@ OPTIMIZERS = {
 }
 for function, (struct, fields) in OPTIMIZERS.items():
     for field in fields:
-        for value in (NAN, INF, -0.1, *((1.0,) if field.startswith("beta") else ())):
+        denormal = (1e-40,) if field in ("eps", "adamw_eps") else ()
+        for value in (NAN, INF, -0.1, *denormal, *((1.0,) if field.startswith("beta") else ())):
             case(f"{function}: {field} {value}", INVALID_ARGUMENT, field)(
                 changed(function, 3, lambda w, s=struct, f=field, v=value: s(**{f: v}))
             )

@@ -137,11 +137,25 @@ extension UpdateRule {
     ) throws(GAError) {
         try requireLearningRate()
         try requireBetas(beta1, beta2)
-        try require(eps, "eps", in: 0...Double.infinity)
+        try requireEps(eps, "eps")
         if isDecoupled {
             try requireDecoupledDecay(weightDecay)
         } else {
             try require(weightDecay, "weight_decay", in: 0...Double.infinity)
+        }
+    }
+}
+
+extension UpdateRule {
+    /// What is added to the root of a second moment. Errors: `invalidArgument` also for a denormal: it would count as 0, and
+    /// make NaN of a parameter whose gradients were 0.
+    func requireEps(_ eps: Double, _ option: StaticString) throws(GAError) {
+        try require(eps, option, in: 0...Double.infinity)
+        guard eps == 0 || Float(eps).isNormal else {
+            throw GAError(
+                .invalidArgument,
+                "\(Self.name): \(option) is \(eps), a denormal in float32, which counts as 0: it must be 0, or at least "
+                    + "\(Float.leastNormalMagnitude)")
         }
     }
 }

@@ -109,7 +109,7 @@ extension Muon: UpdateRule {
         try require(adamWLearningRateRatio, "adamw_learning_rate_ratio", in: 0...Double.infinity)
         try require(adamWBeta1, "adamw_beta1", in: 0...1.0.nextDown)
         try require(adamWBeta2, "adamw_beta2", in: 0...1.0.nextDown)
-        try require(adamWEps, "adamw_eps", in: 0...Double.infinity)
+        try requireEps(adamWEps, "adamw_eps")
         try require(adamWWeightDecay, "adamw_weight_decay", in: 0...Double.infinity)
         try adamW.validate()
     }
