@@ -41,6 +41,7 @@ import torch
 from . import _ffi
 from ._arguments import REAL, flag, require
 from ._ffi import lib
+from ._torch_batch_norm import BatchNormStatistics
 from ._torch_parameters import DTYPES, Parameter, parameters, require_in_their_models
 from .accumulator import Accumulator as _Accumulator
 from .accumulator import Tail
@@ -55,7 +56,7 @@ if not hasattr(torch.autograd.graph, "increment_version"):
         f"gradaccum.torch needs PyTorch 2.3 or later, and this is {torch.__version__}: pip install 'torch>=2.3'"
     )
 
-__all__ = ["Accumulator", "MicroBatch", "Parameter", "parameters"]
+__all__ = ["Accumulator", "BatchNormStatistics", "MicroBatch", "Parameter", "parameters"]
 
 
 # ====== Micro-batches ======
@@ -234,6 +235,7 @@ class Accumulator(_Accumulator):
             self._parameters.append(parameter)
         super().__init__(optimizer, loss_reduction=loss_reduction, isolated=isolated, **options)
         self._open: MicroBatch | None = None
+        self._batch_norms: list[BatchNormStatistics] = []
         self._pointers: Any = (c_void_p * len(self._parameters))()
         this = weakref.ref(self)
         self._begun = {id(parameter.source): this for parameter in self._parameters}
@@ -252,6 +254,8 @@ class Accumulator(_Accumulator):
 
     def close(self) -> None:
         """Frees the handle, and leaves the model's gradients to PyTorch again."""
+        for statistics in list(self._batch_norms):
+            statistics.close()
         self._let_go()
         super().close()
 
@@ -476,9 +480,17 @@ class Accumulator(_Accumulator):
             "in .grad), or give it the weight 0"
         )
 
+    def _committed(self, micro_batch: _MicroBatch) -> None:
+        assert isinstance(micro_batch, MicroBatch)
+        for statistics in self._batch_norms:
+            statistics._committed(micro_batch, self.window().micro_batches)
+        super()._committed(micro_batch)
+
     def _after(self, report: Report) -> Report:
         if report.outcome == Outcome.APPLIED:
             self.write_back()
+            for statistics in self._batch_norms:
+                statistics._applied()
         return report
 
     def _require_in_place(self) -> None:
