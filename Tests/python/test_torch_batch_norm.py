@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 
 import gradaccum as ga
 import numpy as np
@@ -131,6 +133,27 @@ def test_checkpointing_and_collecting_count_once():
         assert module[0].num_batches_tracked == 1
         for a, b in zip(statistics(module), statistics(whole)):
             np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_copy_of_the_model_is_one_of_pytorch():
+    module, whole, plain = model(), model(), model()
+    accumulator = window(module)
+    gat.BatchNormStatistics(accumulator, module)
+    with pytest.raises(ga.GAStateError, match="another BatchNormStatistics"):
+        gat.BatchNormStatistics(window(module), module)
+    copies = [copy.deepcopy(module), pickle.loads(pickle.dumps(module))]
+    x, y = batches(1)[0]
+    for part_x, part_y in zip(x.split(SIZES), y.split(SIZES)):
+        with accumulator.micro_batch(weight=len(part_y)) as micro_batch:
+            for each in (*copies, plain):
+                each(input=3 * part_x)
+            micro_batch.backward(torch.nn.functional.cross_entropy(module[1](module[0](input=part_x)), part_y))
+    whole(x)
+    for a, b in zip(statistics(module), statistics(whole)):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    for each in copies:
+        for a, b in zip(statistics(each), statistics(plain)):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_it_can_be_closed_and_says_what_it_does_not_take():

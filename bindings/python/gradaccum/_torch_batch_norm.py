@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ class BatchNormStatistics:
     training each micro-batch is still normalised by its own statistics: of a model with batch norms the gradient depends
     on the split, whatever adds it up. Layer and group norms have no such edge.
 
-    accumulator: of this package. model: every batch norm in it that tracks running statistics is taken.
+    accumulator: of this package. model: every batch norm in it that tracks running statistics is taken; compile it after
+        this, as a compiled model that has run does not look for it. A copy of the model is left to PyTorch.
     """
 
     def __init__(self, accumulator: Accumulator, model: torch.nn.Module) -> None:
@@ -62,6 +64,8 @@ class BatchNormStatistics:
             raise GAInvalidArgumentError("model has no batch norm with running statistics: leave this out")
         if any(torch.nn.parameter.is_lazy(norm.running_mean) for norm in self._norms):
             raise GAStateError("model has a lazy batch norm that has seen no input: run the model once before")
+        if any(norm in _taken for norm in self._norms):
+            raise GAStateError("model has a batch norm whose statistics another BatchNormStatistics keeps: close() that one")
         # Weakly, as the model has the hooks.
         self._accumulator = weakref.ref(accumulator)
         self._owner: MicroBatch | None = None
@@ -72,13 +76,12 @@ class BatchNormStatistics:
         self._before: dict[int, tuple[Any, ...]] = {}
         self._hooks: list[Any] = []
         for place, norm in enumerate(self._norms):
-            self._hooks.append(norm.register_forward_pre_hook(lambda norm, _, place=place: self._enter(place, norm)))
+            self._hooks.append(norm.register_forward_pre_hook(_Hook(self._enter, place), with_kwargs=True))
             self._hooks.append(
-                norm.register_forward_hook(
-                    lambda norm, inputs, _, place=place: self._leave(place, norm, inputs), always_call=True
-                )
+                norm.register_forward_hook(_Hook(self._leave, place), with_kwargs=True, always_call=True)
             )
-        self._let_go = weakref.finalize(accumulator, _remove, self._hooks)
+        _taken.update(self._norms)
+        self._let_go = weakref.finalize(accumulator, _remove, self._hooks, weakref.WeakSet(self._norms))
         self._let_go.atexit = False
         accumulator._batch_norms.append(self)
 
@@ -91,7 +94,7 @@ class BatchNormStatistics:
 
     # ------ around the forward pass of a norm ------
 
-    def _enter(self, place: int, norm: Any) -> None:
+    def _enter(self, place: int, norm: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not norm.training:
             return
         self._before[place] = (norm.momentum, *(getattr(norm, name) for name in _BUFFERS))
@@ -100,7 +103,9 @@ class BatchNormStatistics:
             setattr(norm, name, getattr(norm, name).clone())
         norm.momentum = 1.0
 
-    def _leave(self, place: int, norm: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+    def _leave(
+        self, place: int, norm: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: object
+    ) -> None:
         before = self._before.pop(place, None)
         if before is None:
             return
@@ -111,7 +116,7 @@ class BatchNormStatistics:
         is_computed = bool(batches != norm.num_batches_tracked)
         # Checkpointing runs a forward pass once more within backward.
         if is_computed and torch._C._current_graph_task_id() == -1:
-            count = inputs[0].numel() // norm.num_features
+            count = (inputs[0] if inputs else named["input"]).numel() // norm.num_features
             self._note(place, _Moments(count, mean.double(), variance.double() * (count - 1)))
 
     def _note(self, place: int, part: _Moments) -> None:
@@ -147,6 +152,27 @@ class BatchNormStatistics:
         self._window = {}
 
 
-def _remove(hooks: list[Any]) -> None:
+# Norms whose statistics are kept.
+_taken: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+def _remove(hooks: list[Any], norms: weakref.WeakSet[torch.nn.Module]) -> None:
     for hook in hooks:
         hook.remove()
+    for norm in norms:
+        _taken.discard(norm)
+
+
+class _Hook:
+    """Of one norm. A copy of the model, or one from a file, has hooks that do nothing."""
+
+    def __init__(self, call: Callable[..., None] | None = None, place: int = 0) -> None:
+        self._call = call
+        self._place = place
+
+    def __call__(self, *arguments: Any) -> None:
+        if self._call is not None:
+            self._call(self._place, *arguments)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
