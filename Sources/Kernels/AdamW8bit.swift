@@ -32,7 +32,7 @@ private func store(_ codes: Codes, _ target: UnsafeMutablePointer<UInt8>, _ lane
 /// number that is 2^-7 too large, so that the lowest of the 8 segments begins at 0. The highest one ends at 2.
 ///
 /// The exponent of this offset ends in three zeros: the bits of the float are a code, shifted, in those of the offset.
-private let offset: Float = 0x1p-7
+private let codeOffset: Float = 0x1p-7
 
 /// What the floats of codes are multiplied by, and the offset that is then taken off.
 private struct Unit {
@@ -42,7 +42,7 @@ private struct Unit {
     @inline(always)
     init(_ factor: Float) {
         self.factor = Vector(repeating: factor)
-        offset = Vector(repeating: -0x1p-7 * factor)
+        offset = Vector(repeating: -codeOffset * factor)
     }
 }
 
@@ -59,7 +59,7 @@ private enum SignedCode {
         var bits = Bits.zero
         for lane in 0..<16 { bits[lane] = UInt32(bitPattern: Int32(Int8(bitPattern: codes[lane]))) }
         bits = bits &<< shift
-        let number = unsafeBitCast(bits & (sign | magnitude) | offset.bitPattern, to: Vector.self)
+        let number = unsafeBitCast(bits & (sign | magnitude) | codeOffset.bitPattern, to: Vector.self)
         let signedOffset = unsafeBitCast(bits & sign ^ unsafeBitCast(unit.offset, to: Bits.self), to: Vector.self)
         return multiplyAdd(number, unit.factor, signedOffset)
     }
@@ -67,7 +67,7 @@ private enum SignedCode {
     /// `scale` takes numbers to ``largest`` at most.
     @inline(always)
     static func codes(of numbers: Vector, times scale: Vector) -> Codes {
-        let signedOffset = unsafeBitCast(numbers, to: Bits.self) & sign | offset.bitPattern
+        let signedOffset = unsafeBitCast(numbers, to: Bits.self) & sign | codeOffset.bitPattern
         let number = multiplyAdd(numbers, scale, unsafeBitCast(signedOffset, to: Vector.self))
         let bits = unsafeBitCast(number, to: Bits.self) &+ 1 << (shift &- 1)
         return lastBytes(bits &>> shift & 0x7F | bits &>> 24 & 0x80)
@@ -84,14 +84,14 @@ private enum UnsignedCode {
     static func numbers(_ codes: Codes, in unit: Unit) -> Vector {
         var bits = Bits.zero
         for lane in 0..<16 { bits[lane] = UInt32(codes[lane]) }
-        let middle = offset.bitPattern | 1 << (shift &- 1)
+        let middle = codeOffset.bitPattern | 1 << (shift &- 1)
         return multiplyAdd(unsafeBitCast(bits &<< shift | middle, to: Vector.self), unit.factor, unit.offset)
     }
 
     /// `scale` takes numbers, which are not below 0, to ``largest`` at most.
     @inline(always)
     static func codes(of numbers: Vector, times scale: Vector) -> Codes {
-        lastBytes(unsafeBitCast(multiplyAdd(numbers, scale, offset), to: Bits.self) &>> shift)
+        lastBytes(unsafeBitCast(multiplyAdd(numbers, scale, codeOffset), to: Bits.self) &>> shift)
     }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import json
 import os
 import signal
@@ -109,6 +110,17 @@ def in_new_process(function: Callable[..., Any], *arguments: Any, **variables: s
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert done.stderr == "", f"something was printed: {done.stderr}"
     return json.loads(done.stdout.strip().rpartition("\n")[2])
+
+
+def error_of_importing(name: str) -> str:
+    """Of a module that is imported anew: in a process of its own."""
+    for loaded in [loaded for loaded in sys.modules if loaded.startswith(name)]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        return str(error)
+    return "none"
 
 
 def isas() -> list[str]:

@@ -31,7 +31,18 @@ from dlpack import (
     Unversioned,
     Versioned,
 )
-from support import DTYPE, INVALID_ARGUMENT, OVERFLOW, UNSUPPORTED, environment, expect, in_child, in_new_process, raw
+from support import (
+    DTYPE,
+    INVALID_ARGUMENT,
+    OVERFLOW,
+    UNSUPPORTED,
+    environment,
+    error_of_importing,
+    expect,
+    in_child,
+    in_new_process,
+    raw,
+)
 
 F32 = np.float32
 DTYPES = [F32, np.float16, np.int32, np.int64]
@@ -483,13 +494,8 @@ def test_interpreter_ends_cleanly_with_exchanged_memory_alive():
 
 def error_of_an_old_version() -> str:
     """In a process of its own, with a numpy that says that it is older."""
-    del sys.modules["gradaccum._python"]
     np.__version__ = "1.23.5"
-    try:
-        import gradaccum._python  # noqa: F401
-    except ImportError as error:
-        return str(error)
-    return "none"
+    return error_of_importing("gradaccum._python")
 
 
 def test_numpy_that_takes_arrays_back_without_the_lock_is_named():

@@ -19,7 +19,7 @@ jnp = jax.numpy
 
 import gradaccum.jax as gaj  # noqa: E402
 
-from support import in_new_process  # noqa: E402
+from support import error_of_importing, in_new_process  # noqa: E402
 
 LR, CUTS = 1e-2, (5, 1, 2)
 
@@ -270,15 +270,9 @@ def test_parameters_stay_on_their_devices():
 
 def error_of_an_old_version() -> str:
     """In a process of its own, whose JAX has lost what 0.4.25 has."""
-    for name in [name for name in sys.modules if name.startswith("gradaccum.jax")]:
-        del sys.modules[name]
     del jax.tree
     jax.__version__ = "0.4.1"
-    try:
-        import gradaccum.jax  # noqa: F401
-    except ImportError as error:
-        return str(error)
-    return "none"
+    return error_of_importing("gradaccum.jax")
 
 
 def test_jax_that_is_too_old_is_named():

@@ -384,14 +384,19 @@ def test_retry_that_does_not_come_off_drops_the_window(way):
     assert weights == afterwards(plain)[1]
 
 
+def lower_to_the_floor(window: Window, scaler: ga.LossScaler, spoil: float) -> None:
+    """Two windows from a scale of 4 on."""
+    for scale in (4.0, 2.0):
+        window.add(0, spoil=spoil)
+        assert (window.step().loss_scale, scaler.scale) == (scale, scale / 2)
+
+
 @pytest.mark.parametrize("handler", [None, lambda report: False], ids=["none", "declines"])
 def test_scale_that_was_never_tried_is_tried_before_the_limit_counts(handler):
     """A retry that is declined has lowered the scale, to one that no window has had."""
     scaler = ga.LossScaler(4.0)
     window = Window("own", loss_scaler=scaler, max_consecutive_skips=1, retry_handler=handler)
-    for scale in (4.0, 2.0):
-        window.add(0, spoil=INF)
-        assert (window.step().loss_scale, scaler.scale) == (scale, scale / 2)
+    lower_to_the_floor(window, scaler, INF)
     window.add(0, spoil=INF)
     with pytest.raises(ga.GANonFiniteError, match="3 windows in a row.*loss scale of 1.0.*cannot go lower"):
         window.step()
@@ -419,9 +424,7 @@ def test_window_at_the_floor_is_not_retried_and_counts_as_a_skip():
     asked: list[float] = []
     scaler = ga.LossScaler(4.0)
     window = Window("own", loss_scaler=scaler, max_consecutive_skips=2)
-    for scale in (4.0, 2.0):
-        window.add(0, spoil=NAN)
-        assert (window.step().loss_scale, scaler.scale) == (scale, scale / 2)
+    lower_to_the_floor(window, scaler, NAN)
     window.add(0, spoil=NAN)
     with pytest.raises(ga.GANonFiniteError, match="3 windows in a row.*loss scale of 1.0.*cannot go lower.*min_scale"):
         window.step()

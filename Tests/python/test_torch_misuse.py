@@ -9,7 +9,7 @@ import gradaccum as ga
 import numpy as np
 import pytest
 
-from support import in_new_process
+from support import error_of_importing, in_new_process
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make foreign runs this")
 nn, functional = torch.nn, torch.nn.functional
@@ -308,19 +308,11 @@ def test_micro_batch_that_was_dropped_with_its_window_takes_no_gradient(fold_in_
 
 def error_of_an_old_version() -> str:
     """In a process of its own, whose PyTorch has lost what 2.3 has."""
-    import sys
-
     import torch
 
-    for name in [name for name in sys.modules if name.startswith("gradaccum.torch")]:
-        del sys.modules[name]
     del torch.autograd.graph.increment_version
     torch.__version__ = "2.0.1"
-    try:
-        import gradaccum.torch  # noqa: F401
-    except ImportError as error:
-        return str(error)
-    return "none"
+    return error_of_importing("gradaccum.torch")
 
 
 def test_pytorch_that_is_too_old_is_named():

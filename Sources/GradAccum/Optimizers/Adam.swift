@@ -144,9 +144,7 @@ extension UpdateRule {
             try require(weightDecay, "weight_decay", in: 0...Double.infinity)
         }
     }
-}
 
-extension UpdateRule {
     /// What is added to the root of a second moment. Errors: `invalidArgument` also for a denormal: it would count as 0, and
     /// make NaN of a parameter whose gradients were 0.
     func requireEps(_ eps: Double, _ option: StaticString) throws(GAError) {

@@ -38,6 +38,10 @@ class _Moments:
         )
 
 
+def _join(moments: dict[int, _Moments], place: int, part: _Moments) -> None:
+    moments[place] = moments[place].joined(part) if place in moments else part
+
+
 class BatchNormStatistics:
     """Moves the running statistics of a model's batch norms once per applied window, to the mean and the variance of all
     of its samples, as one batch of them would, instead of once per micro-batch to its own.
@@ -125,7 +129,7 @@ class BatchNormStatistics:
         if owner is not self._owner:
             self._parts = {}
             self._owner = owner
-        self._parts[place] = self._parts[place].joined(part) if place in self._parts else part
+        _join(self._parts, place, part)
 
     # ------ around the window ------
 
@@ -136,7 +140,7 @@ class BatchNormStatistics:
         # Gradients that are collected are of forward passes before the micro-batch has begun.
         if counted > self._micro_batches and self._owner in (None, micro_batch):
             for place, part in self._parts.items():
-                self._window[place] = self._window[place].joined(part) if place in self._window else part
+                _join(self._window, place, part)
         self._micro_batches = counted
         self._parts, self._owner = {}, None
 

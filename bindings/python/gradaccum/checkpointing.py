@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from ctypes import byref, c_void_p
 from typing import Any
 
 from . import _ffi
 from ._arguments import require, shown
+from ._callbacks import Callbacks
 from ._ffi import lib
 from .errors import GADTypeError
 from .tensor import Tensor, handles_of
 
-_numbers = itertools.count(1)
 _OK = 0
 
 
@@ -25,9 +24,7 @@ class _Block:
         self.result: Tensor | None = None
 
 
-# By their numbers, which the library passes as `user`. A callback of its own would refer to its block and be referred to
-# by it, and such a cycle keeps what the function has captured until a garbage collection.
-_blocks: dict[int, _Block] = {}
+_blocks: Callbacks[_Block] = Callbacks()
 
 
 def _run(out: Any, inputs: Any, count: int, user: Any) -> int:
@@ -44,12 +41,7 @@ def _run(out: Any, inputs: Any, count: int, user: Any) -> int:
         return _ffi.keep(error)
 
 
-def _forget(user: Any) -> None:
-    _blocks.pop(user, None)
-
-
 _callback = _ffi.BlockFn(_run)
-_release = _ffi.UserReleaseFn(_forget)
 
 
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -60,13 +52,13 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """
     require("function", function, Callable, "a function")
     handles = handles_of("inputs", inputs)
-    number = next(_numbers)
-    block = _blocks[number] = _Block(function)
+    block = _Block(function)
+    number = _blocks.add(block)
     out = c_void_p()
     try:
-        lib.ga_checkpoint(byref(out), handles, len(handles), _callback, number, _release)
+        lib.ga_checkpoint(byref(out), handles, len(handles), _callback, number, _blocks.release)
     except BaseException:
-        _blocks.pop(number, None)
+        _blocks.remove(number)
         raise
     finally:
         block.result = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from ctypes import Structure
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 
 from . import _ffi
 from ._arguments import flag, require
+from ._callbacks import Callbacks
 from ._ffi import lib
 from .optim import Optimizer, Parameters
 from .tensor import Tensor
@@ -36,7 +36,6 @@ class Update:
 
 Rule = Callable[[np.ndarray, np.ndarray, "list[np.ndarray]", Update], None]
 
-_numbers = itertools.count(1)
 _OK = 0
 
 
@@ -49,9 +48,7 @@ class _Rule:
         self.error: BaseException | None = None
 
 
-# By their numbers, which the library passes as `user`. A callback of its own would refer to its rule and be referred to
-# by it, and such a cycle keeps what the function has captured until a garbage collection.
-_rules: dict[int, _Rule] = {}
+_rules: Callbacks[_Rule] = Callbacks()
 
 
 def _run(parameter: Any, gradient: Any, slots: Any, count: int, update: Any, user: Any) -> int:
@@ -81,12 +78,7 @@ def _run(parameter: Any, gradient: Any, slots: Any, count: int, update: Any, use
         return _ffi.status_for(error)
 
 
-def _forget(user: Any) -> None:
-    _rules.pop(user, None)
-
-
 _callback = _ffi.UpdateFn(_run)
-_release = _ffi.UserReleaseFn(_forget)
 
 
 class CustomOptimizer(Optimizer):
@@ -111,12 +103,12 @@ class CustomOptimizer(Optimizer):
         elementwise: bool = False,
     ) -> None:
         require("rule", rule, Callable, "a function")
-        number = next(_numbers)
-        self._rule = _rules[number] = _Rule(rule, slots)
+        self._rule = _Rule(rule, slots)
+        number = _rules.add(self._rule)
 
         def create(out: Any, addresses: Any, count: int, options: Structure) -> int:
             status: int = lib.ga_custom_create(
-                out, addresses, count, _callback, number, _release, options
+                out, addresses, count, _callback, number, _rules.release, options
             )
             return status
 
@@ -126,7 +118,7 @@ class CustomOptimizer(Optimizer):
         try:
             super().__init__(create, parameters, options)
         except BaseException:
-            _rules.pop(number, None)
+            _rules.remove(number)
             raise
 
     def _take_error(self) -> BaseException | None:

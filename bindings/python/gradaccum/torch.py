@@ -482,8 +482,10 @@ class Accumulator(_Accumulator):
 
     def _committed(self, micro_batch: _MicroBatch) -> None:
         assert isinstance(micro_batch, MicroBatch)
-        for statistics in self._batch_norms:
-            statistics._committed(micro_batch, self.window().micro_batches)
+        if self._batch_norms:
+            counted = self.window().micro_batches
+            for statistics in self._batch_norms:
+                statistics._committed(micro_batch, counted)
         super()._committed(micro_batch)
 
     def _after(self, report: Report) -> Report:
