@@ -1,13 +1,14 @@
 import CShims
 
 /// Most words of k that are multiplied before the next are packed: so many that loading and storing sums counts little,
-/// and so few that a panel of `b` stays in the second-level cache.
-private let mostWords = 64 * 1024 / panelColumns
+/// and so few that a panel of `b` stays in the second-level cache, and where `a` is packed too, most of all that is.
+@inline(always)
+private func mostWords(readsA: Bool) -> Int { (readsA ? 64 : 32) * 1024 / panelColumns }
 /// Columns in a panel of `b`, and rows in a panel of `a` where that has to be packed.
 private let panelColumns = 16 * tileVectors
 private let panelRows = 48
 /// Most rows of `a` that are packed at a time, where a block has no more.
-private let mostPackedRows = 384
+private let mostPackedRows = 192
 
 /// Words of a panel of `b` that are on their way to the first-level cache while others are multiplied.
 private let wordsAhead = 8
@@ -56,6 +57,8 @@ private struct Panel<W: Words> {
     let format: shims_format
     let ldrounded: Int
     let accumulate: Bool
+    /// Whether what is computed now is stored past the caches, where it is whole lines of memory.
+    let streams: Bool
 
     /// Computes `rows` x `vectors` vectors of `c`, or with `rounds` whole ones of `rounded`, held in registers over all
     /// words; of the last vector of a row, if it is the only one, the first `lanes`. `a` is that of the first row, with steps
@@ -67,7 +70,8 @@ private struct Panel<W: Words> {
         // The counts are constant after inlining, so that the loops unroll and the array becomes registers.
         var sums = zeroSums()
         let c = c + row &* ldc
-        if !rounds {
+        // A line that is neither read nor stored in the cache is not fetched for it either.
+        if !rounds && (accumulate || !streams) {
             for i in rows..<(2 &* rows) {
                 for j in 0..<vectors { shims_prefetch_near(c + (i &* ldc &+ 16 &* j)) }
             }
@@ -109,6 +113,14 @@ private struct Panel<W: Words> {
                 round(sums, rows: rows, vectors: vectors, SHIMS_BF16, to: out)
             } else {
                 round(sums, rows: rows, vectors: vectors, SHIMS_F16, to: out)
+            }
+            return
+        }
+        if streams && lanes == 16 {
+            for i in 0..<rows {
+                for j in 0..<vectors {
+                    shims_stream(c + (i &* ldc &+ 16 &* j), sums[unchecked: i &* vectors &+ j])
+                }
             }
             return
         }
@@ -209,7 +221,8 @@ private struct Scratch {
         let columns = (n &+ 15) & ~15
         // Nearly equal parts, in whole vectors.
         let all = (k &+ W.elements &- 1) / W.elements
-        let parts = all == 0 ? 1 : (all &+ mostWords &- 1) / mostWords
+        let most = mostWords(readsA: readsA)
+        let parts = all == 0 ? 1 : (all &+ most &- 1) / most
         words = ((all &+ parts &- 1) / parts &+ 15) & ~15
         b = columns &* words
         let block = rowsOfBlock(words: words)
@@ -257,6 +270,9 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
     let halves = product.c.assumingMemoryBound(to: UInt16.self)
     let sums = isRounded ? scratch + (places.b &+ places.a) : product.c.assumingMemoryBound(to: Float.self)
     let ldc = isRounded ? places.ldc : Int(product.ldc)
+    // What is rounded stays in the caches: it is half as much, and the next to be read.
+    let streams =
+        product.streams != 0 && !isRounded && Int(bitPattern: product.c) & 63 == 0 && product.ldc & 15 == 0
     var first = 0
     repeat {
         let next = first &+ places.words &* W.elements
@@ -291,7 +307,8 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
                         bias: product.bias.map { $0 + column },
                         rounded: isRounded && end == k ? halves + ((group &+ row) &* Int(product.ldc) &+ column) : nil,
                         format: product.c_format, ldrounded: Int(product.ldc),
-                        accumulate: product.accumulate != 0 || first > 0)
+                        accumulate: product.accumulate != 0 || first > 0,
+                        streams: streams && end == k)
                     if !isWide {
                         panel.computeNarrow(lanes: width)
                     } else if panel.rounded == nil {
@@ -307,4 +324,5 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
         }
         first = end
     } while first < k
+    if streams { shims_stream_end() }
 }

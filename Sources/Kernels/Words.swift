@@ -335,6 +335,8 @@ struct Factor {
         let words = (end &- first &+ W.elements &- 1) / W.elements
         // Either way a few streams are read in the order of memory and one is written, as the caches of a CPU like it.
         if self.line == 1 {
+            // Far enough ahead for memory to answer, however short the rows are.
+            let ahead = max(8, 6144 / max(lines, 1))
             var block = 0
             while block < words {
                 let blockEnd = min(words, block &+ 8)
@@ -344,7 +346,7 @@ struct Factor {
                     for word in block..<blockEnd {
                         let k = first &+ word &* W.elements
                         let start = source.advanced(by: k &* along)
-                        start.advanced(by: 8 &* W.elements &* along &+ line).prefetch(panel)
+                        start.advanced(by: ahead &* W.elements &* along &+ line).prefetch(panel)
                         for vector in 0..<(panel / 16) {
                             let lanes = Lanes(first: line &+ 16 &* vector, end: lines)
                             store(
@@ -382,8 +384,10 @@ struct Factor {
             var rows = zeroRegisters()
             if count == 16 && (word &+ 16) &* W.elements <= elements {
                 for row in 0..<16 {
-                    rows[unchecked: row] = W.along(
-                        start.advanced(by: row &* line), first: word, end: (word &+ 16) &* W.elements)
+                    let source = start.advanced(by: row &* line)
+                    // Of the next lines, while these are turned.
+                    source.advanced(by: 16 &* line &+ word &* W.elements).prefetch(16 &* W.elements)
+                    rows[unchecked: row] = W.along(source, first: word, end: (word &+ 16) &* W.elements)
                 }
                 rows = transposed(rows)
                 for w in 0..<16 { store(rows[unchecked: w], out + (word &+ w) &* ld, Lanes(first: 0)) }

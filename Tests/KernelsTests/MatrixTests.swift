@@ -47,14 +47,16 @@ final class MatrixTests: KernelTestCase {
 
         func run(
             _ build: Build, _ c: UnsafeMutableRawPointer, _ format: shims_format = SHIMS_F32, rows: Range<Int>,
-            columns: Range<Int>, depth: Range<Int>, accumulate: Bool = false, bias: UnsafePointer<Float>? = nil
+            columns: Range<Int>, depth: Range<Int>, accumulate: Bool = false, bias: UnsafePointer<Float>? = nil,
+            streams: Bool = false
         ) {
             let place = rows.lowerBound * ldc + columns.lowerBound
             var product = shims_product(
                 c: c + place * (format == SHIMS_F32 ? 4 : 2), ldc: Int64(ldc), c_format: format,
                 a: a.matrix(from: rows.lowerBound, depth.lowerBound),
                 b: b.matrix(from: depth.lowerBound, columns.lowerBound), bias: bias, m: Int64(rows.count),
-                n: Int64(columns.count), k: Int64(depth.count), accumulate: accumulate ? 1 : 0, arithmetic: arithmetic)
+                n: Int64(columns.count), k: Int64(depth.count), accumulate: accumulate ? 1 : 0, streams: streams ? 1 : 0,
+                arithmetic: arithmetic)
             let scratch = Buffer<Float>(
                 repeating: unread,
                 count: Int(
@@ -174,6 +176,30 @@ final class MatrixTests: KernelTestCase {
                         let expected = Buffer(repeating: UInt16(0), count: m * product.ldc)
                         build.kernels.from_f32(expected.pointer, format, sums.pointer, Int64(m * product.ldc))
                         XCTAssertEqual(rounded.elements, expected.elements, build.name)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Wherever c begins, and whatever the length of its rows is.
+    func testStoringPastTheCachesChangesNoBit() {
+        var random = SplitMix64(65)
+        // From where a buffer begins to the next line of memory.
+        let toLine = 15
+        for build in Build.all {
+            // Rows of c are 9 and 5 whole lines, and then no whole ones.
+            for (m, n, k) in [(50, 139, 70), (7, 75, 2500), (13, 130, 33)] {
+                forEachProduct(m, n, k, &random) { product, random in
+                    for (accumulate, offset) in [(false, toLine), (true, toLine), (false, 0)] {
+                        let before = random.floats(m * product.ldc + offset)
+                        let (expected, streamed) = (Buffer(before), Buffer(before))
+                        for (c, streams) in [(expected, false), (streamed, true)] {
+                            product.run(
+                                build, c.pointer + offset, rows: 0..<m, columns: 0..<n, depth: 0..<k,
+                                accumulate: accumulate, streams: streams)
+                        }
+                        expectSameBits(streamed.elements, expected.elements, "\(build.name) \(m)x\(n)x\(k) at \(offset)")
                     }
                 }
             }

@@ -66,7 +66,8 @@ typedef struct shims_matrix {
  * then there is no bias.
  * arithmetic F32: operands are multiplied as floats. BF16: they are rounded to bfloat16, and their exact products are
  * added to float sums, of every pair along k that begins at a multiple of 2 the second before the first. F16: they are
- * rounded to float16, and multiplied as floats. */
+ * rounded to float16, and multiplied as floats.
+ * streams: c is more than the caches hold, so that whole lines of it are stored past them. */
 typedef struct shims_product {
     void *_Nonnull c;
     int64_t ldc;
@@ -75,6 +76,7 @@ typedef struct shims_product {
     const float *_Nullable bias;
     int64_t m, n, k;
     int32_t accumulate;
+    int32_t streams;
     shims_format arithmetic;
 } shims_product;
 

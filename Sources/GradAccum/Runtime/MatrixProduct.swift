@@ -46,11 +46,13 @@ struct Matrix {
     }
 }
 
-/// Cuts an axis into nearly equal blocks, at multiples of 64 where it is longer than that.
+/// Cuts an axis into nearly equal blocks, at multiples of 64 where it is longer than that; the last may be halves of such.
 struct Blocks {
     let count: Int
     private let length: Int
     private let size: Int
+    /// Blocks of the size; those after them have half of it.
+    private let whole: Int
 
     init(_ length: Int, largest: Int) {
         self.init(length, count: (length + largest - 1) / largest)
@@ -58,12 +60,16 @@ struct Blocks {
 
     private init(_ length: Int, count wanted: Int) {
         self.length = length
-        guard wanted > 1 else {
-            (count, size) = (1, max(length, 1))
-            return
-        }
-        size = ((length + wanted - 1) / wanted + 63) & ~63
-        count = (length + size - 1) / size
+        size = wanted > 1 ? ((length + wanted - 1) / wanted + 63) & ~63 : max(length, 1)
+        count = wanted > 1 ? (length + size - 1) / size : 1
+        whole = count
+    }
+
+    /// Blocks of `size`, a multiple of 128, with what the last `halved` of them, one at least, would have in halves.
+    private init(_ length: Int, size: Int, halved: Int) {
+        (self.length, self.size) = (length, size)
+        whole = (length + size - 1) / size - halved
+        count = whole + (length - whole * size + size / 2 - 1) / (size / 2)
     }
 
     /// Blocks of at most about `largest`, of which there are `times` each, so that the busiest of some threads has little
@@ -79,8 +85,28 @@ struct Blocks {
         return best
     }
 
-    func start(_ block: Int) -> Int { block * size }
-    func count(_ block: Int) -> Int { min(size, length - block * size) }
+    /// Blocks of `size`, a multiple of 128, of which there are `times` each, and halves at the end: at least as many that
+    /// each of some threads has one, and so many that what threads do one after another ends at about the same time.
+    static func halvedLast(_ length: Int, size: Int, times: Int, threads: Int) -> Blocks {
+        let blocks = (length + size - 1) / size
+        guard threads > 1 && length > 64 else { return Blocks(length, largest: size) }
+        /// Twice the blocks that the busiest thread has, if each takes the next when it is free.
+        func span(_ blocks: Blocks) -> Int {
+            let (large, small) = (blocks.whole * times, (blocks.count - blocks.whole) * times)
+            let rounds = (large + threads - 1) / threads
+            let beside = 2 * (rounds * threads - large)
+            return 2 * rounds + max(0, small - beside + threads - 1) / threads
+        }
+        var best = Blocks(length, size: size, halved: min(threads, blocks))
+        for more in min(threads, blocks)...min(2 * threads, blocks) {
+            let next = Blocks(length, size: size, halved: more)
+            if span(next) < span(best) { best = next }
+        }
+        return best
+    }
+
+    func start(_ block: Int) -> Int { block * size - max(0, block - whole) * (size / 2) }
+    func count(_ block: Int) -> Int { min(block < whole ? size : size / 2, length - start(block)) }
 }
 
 /// c [m, n] (+)= a [m, k] b [k, n] (+ bias): a chain of multiply-adds over k per element of c, which is loaded first.
@@ -94,13 +120,23 @@ struct MatrixProduct {
     /// Where not 0, the product is added to c, which is float32 then.
     var accumulate: Int32 = 0
     var bias: UnsafePointer<Float>?
+    /// Whether c is stored past the caches.
+    private var streams = false
+
+    init(m: Int, n: Int, k: Int, arithmetic: DType = .float32, accumulate: Int32 = 0, bias: UnsafePointer<Float>? = nil) {
+        (self.m, self.n, self.k) = (m, n, k)
+        (self.arithmetic, self.accumulate, self.bias) = (arithmetic, accumulate, bias)
+    }
 
     /// Runs on all threads.
     func run(_ c: Matrix, _ a: Matrix, _ b: Matrix) throws(GAError) {
         guard m > 0 && n > 0 else { return }
         let (rows, columns) = tiles(a)
+        let streams = accumulate == 0 && Runtime.streams(bytes: m * n * c.dtype.byteCount)
         func part(rows: Int, columns: Int) -> MatrixProduct {
-            MatrixProduct(m: rows, n: columns, k: k, arithmetic: arithmetic, accumulate: accumulate)
+            var part = MatrixProduct(m: rows, n: columns, k: k, arithmetic: arithmetic, accumulate: accumulate)
+            part.streams = streams
+            return part
         }
         try Runtime.parallel(
             tiles: rows.count * columns.count,
@@ -148,7 +184,7 @@ struct MatrixProduct {
         let threads = Runtime.numThreads
         if a.column == 1 && a.dtype == arithmetic && arithmetic != .float16 {
             let rows = Blocks(m, largest: 2048)
-            return (rows, .balanced(n, largest: 128, times: rows.count, threads: threads))
+            return (rows, .halvedLast(n, size: 128, times: rows.count, threads: threads))
         }
         let columns = Blocks(n, largest: 768)
         return (.balanced(m, largest: 2048, times: columns.count, threads: threads), columns)
@@ -159,7 +195,8 @@ struct MatrixProduct {
         guard m > 0 && n > 0 else { return }
         var product = shims_product(
             c: c.address, ldc: Int64(c.row), c_format: c.dtype.format, a: a.operand, b: b.operand, bias: bias,
-            m: Int64(m), n: Int64(n), k: Int64(k), accumulate: accumulate, arithmetic: arithmetic.format)
+            m: Int64(m), n: Int64(n), k: Int64(k), accumulate: accumulate, streams: streams ? 1 : 0,
+            arithmetic: arithmetic.format)
         Runtime.kernels.matrix_product(&product, scratch)
     }
 
