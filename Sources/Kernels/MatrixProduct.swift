@@ -45,8 +45,9 @@ private struct Panel<W: Words> {
     var c: UnsafeMutablePointer<Float>
     let ldc: Int
     let a: UnsafeRawPointer
-    /// Words between rows of `a`, or 0 if it is packed into panels.
-    let aRow: Int
+    /// Words between rows of `a`, or else words between its words if its rows lie next to each other; both 0 if it is packed
+    /// into panels.
+    let aRow, aWord: Int
     let b: UnsafePointer<Float>
     let ldb: Int
     let rows, words: Int
@@ -180,10 +181,10 @@ private struct Panel<W: Words> {
         }
         var row = 0
         while row < rows {
-            let panel = row &+ panelRows <= rows ? panelRows : 16
+            let panel = aWord > 0 ? rows : row &+ panelRows <= rows ? panelRows : 16
             compute(
                 from: row, to: row &+ panel < rows ? row &+ panel : rows, vectors: vectors, lanes: lanes,
-                rounds: rounds, a + 4 &* row &* words, aRow: 1, aWord: panel)
+                rounds: rounds, a + 4 &* row &* words, aRow: 1, aWord: aWord > 0 ? aWord : panel)
             row &+= panel
         }
     }
@@ -217,14 +218,16 @@ private struct Scratch {
     /// Of the sums, where `c` cannot hold them; else 0.
     let ldc: Int
 
-    init<W: Words>(_: W.Type, m: Int, n: Int, k: Int, _ formatOfC: shims_format, readsA: Bool) {
+    init<W: Words>(
+        _: W.Type, m: Int, n: Int, k: Int, _ formatOfC: shims_format, readsA: Bool, readsB: Bool = false
+    ) {
         let columns = (n &+ 15) & ~15
         // Nearly equal parts, in whole vectors.
         let all = (k &+ W.elements &- 1) / W.elements
         let most = mostWords(readsA: readsA)
         let parts = all == 0 ? 1 : (all &+ most &- 1) / most
         words = ((all &+ parts &- 1) / parts &+ 15) & ~15
-        b = columns &* words
+        b = readsB ? 0 : columns &* words
         let block = rowsOfBlock(words: words)
         rows = block < mostPackedRows ? mostPackedRows / block &* block : block
         a = readsA ? 0 : (rows < m ? rows : (m &+ 15) & ~15) &* words
@@ -238,14 +241,37 @@ func matrixProductScratch(
     _ m: Int64, _ n: Int64, _ k: Int64, _ formatOfC: shims_format, _ arithmetic: shims_format,
     _ a: UnsafePointer<shims_matrix>?
 ) -> Int64 {
-    let (m, n, k) = (Int(m), Int(n), Int(k))
-    let factor = a.map { Factor(rows: $0.pointee, arithmetic) }
-    if arithmetic.rawValue == SHIMS_BF16.rawValue {
-        let readsA = factor?.isLines(of: PairWords.self, count: k) ?? false
-        return Int64(Scratch(PairWords.self, m: m, n: n, k: k, formatOfC, readsA: readsA).total)
+    let isPaired = arithmetic.rawValue == SHIMS_BF16.rawValue
+    func total(readsA: Bool) -> Int {
+        isPaired
+            ? Scratch(PairWords.self, m: Int(m), n: Int(n), k: Int(k), formatOfC, readsA: readsA).total
+            : Scratch(SingleWords.self, m: Int(m), n: Int(n), k: Int(k), formatOfC, readsA: readsA).total
     }
-    let readsA = factor?.isLines(of: SingleWords.self, count: k) ?? false
-    return Int64(Scratch(SingleWords.self, m: m, n: n, k: k, formatOfC, readsA: readsA).total)
+    guard let a else { return Int64(max(total(readsA: false), total(readsA: true))) }
+    let factor = Factor(rows: a.pointee, arithmetic)
+    let readsA =
+        isPaired
+        ? factor.isRead(as: PairWords.self, count: Int(k)) : factor.isRead(as: SingleWords.self, count: Int(k))
+    return Int64(total(readsA: readsA))
+}
+
+/// The floats that `packColumns` writes.
+func packedColumns(_ k: Int64, _ n: Int64, _ arithmetic: shims_format) -> Int64 {
+    let elements = arithmetic.rawValue == SHIMS_BF16.rawValue ? PairWords.elements : SingleWords.elements
+    return (n &+ 15) & ~15 &* ((k &+ Int64(elements) &- 1) / Int64(elements))
+}
+
+/// Packs all columns of b over all of k, for products that read it more than once.
+func packColumns(
+    _ packed: UnsafeMutablePointer<Float>, _ b: UnsafePointer<shims_matrix>, _ k: Int64, _ n: Int64,
+    _ arithmetic: shims_format
+) {
+    let columns = Factor(columns: b.pointee, arithmetic)
+    if arithmetic.rawValue == SHIMS_BF16.rawValue {
+        columns.packPanels(PairWords.self, packed, width: panelColumns, lines: Int(n), first: 0, end: Int(k))
+    } else {
+        columns.packPanels(SingleWords.self, packed, width: panelColumns, lines: Int(n), first: 0, end: Int(k))
+    }
 }
 
 /// `c[i][j] (+)=` the sum over p of `a[i][p] * b[p][j]`: one chain of multiply-adds per element in order of p, `c` or
@@ -263,9 +289,11 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
     let (m, n, k) = (Int(product.m), Int(product.n), Int(product.k))
     let a = Factor(rows: product.a, product.arithmetic)
     let b = Factor(columns: product.b, product.arithmetic)
-    let readsA = a.isLines(of: W.self, count: k)
-    let places = Scratch(W.self, m: m, n: n, k: k, product.c_format, readsA: readsA)
-    let (packedA, packedB) = (scratch + places.b, scratch)
+    let readsA = a.isRead(as: W.self, count: k)
+    let places = Scratch(
+        W.self, m: m, n: n, k: k, product.c_format, readsA: readsA, readsB: product.packed_b != nil)
+    let packedA = scratch + places.b
+    let packedK = (Int(product.packed_k) &+ W.elements &- 1) / W.elements
     let isRounded = product.c_format.rawValue != SHIMS_F32.rawValue
     let halves = product.c.assumingMemoryBound(to: UInt16.self)
     let sums = isRounded ? scratch + (places.b &+ places.a) : product.c.assumingMemoryBound(to: Float.self)
@@ -278,15 +306,19 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
         let next = first &+ places.words &* W.elements
         let end = next < k ? next : k
         let words = (end &- first &+ W.elements &- 1) / W.elements
-        b.packPanels(W.self, packedB, width: panelColumns, lines: n, first: first, end: end)
+        if product.packed_b == nil {
+            b.packPanels(W.self, scratch, width: panelColumns, lines: n, first: first, end: end)
+        }
         let block = rowsOfBlock(words: places.words)
         var group = 0
         while group < m {
             let rows = group &+ places.rows < m ? places.rows : m &- group
             let lines = a.lines(from: group)
-            var (aAddress, aRow) = (UnsafeRawPointer(packedA), 0)
-            if readsA {
+            var (aAddress, aRow, aWord) = (UnsafeRawPointer(packedA), 0, 0)
+            if readsA && a.along == 1 {
                 (aAddress, aRow) = (lines.address + 4 &* (first / W.elements), lines.line / W.elements)
+            } else if readsA {
+                (aAddress, aWord) = (lines.address + 4 &* first &* a.along, a.along)
             } else if a.along == 1 {
                 aRow = places.words
                 lines.packAlong(W.self, packedA, aRow, lines: rows, first: first, end: end)
@@ -299,10 +331,14 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
                 while column < n {
                     let isWide = column &+ panelColumns <= n
                     let width = isWide ? panelColumns : n &- column < 16 ? n &- column : 16
+                    let ldb = isWide ? panelColumns : 16
+                    let packedB =
+                        product.packed_b.map { $0 + (column &* packedK &+ first / W.elements &* ldb) }
+                        ?? UnsafePointer(scratch + column &* words)
                     let panel = Panel<W>(
                         c: sums + ((group &+ row) &* ldc &+ column), ldc: ldc,
-                        a: aAddress + 4 &* row &* (aRow > 0 ? aRow : words), aRow: aRow,
-                        b: UnsafePointer(packedB + column &* words), ldb: isWide ? panelColumns : 16,
+                        a: aAddress + 4 &* row &* (aWord > 0 ? 1 : aRow > 0 ? aRow : words), aRow: aRow, aWord: aWord,
+                        b: packedB, ldb: ldb,
                         rows: row &+ block < rows ? block : rows &- row, words: words,
                         bias: product.bias.map { $0 + column },
                         rounded: isRounded && end == k ? halves + ((group &+ row) &* Int(product.ldc) &+ column) : nil,

@@ -35,6 +35,8 @@ public func makeKernelTable() -> shims_kernel_table {
         attention_softmax_gradient: attentionSoftmaxGradient,
         matrix_product: matrixProduct,
         matrix_product_scratch: matrixProductScratch,
+        pack_columns: packColumns,
+        packed_columns: packedColumns,
         sgd: sgd,
         adam: adam,
         nadam: nadam,

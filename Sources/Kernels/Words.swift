@@ -265,11 +265,13 @@ struct Factor {
     @inline(always)
     private var isBF16: Bool { format.rawValue == SHIMS_BF16.rawValue }
 
-    /// Whether its lines, of `count` elements, are words next to each other as they are.
+    /// Whether a product reads its lines, of `count` elements, as they are: they are words next to each other, or few and
+    /// across, so that their lines of memory stay in the first-level cache.
     @inline(always)
-    func isLines<W: Words>(of _: W.Type, count: Int) -> Bool {
-        along == 1 && line > 0 && !isRounded && format.rawValue == W.format.rawValue && line % W.elements == 0
-            && count % W.elements == 0
+    func isRead<W: Words>(as _: W.Type, count: Int) -> Bool {
+        guard !isRounded && format.rawValue == W.format.rawValue else { return false }
+        if along == 1 && line > 0 { return line % W.elements == 0 && count % W.elements == 0 }
+        return W.elements == 1 && line == 1 && count <= 64
     }
 
     /// Copies the elements `first ..< end` of `lines` lines as words into panels of `width` lines that follow each other, and

@@ -48,7 +48,7 @@ final class MatrixTests: KernelTestCase {
         func run(
             _ build: Build, _ c: UnsafeMutableRawPointer, _ format: shims_format = SHIMS_F32, rows: Range<Int>,
             columns: Range<Int>, depth: Range<Int>, accumulate: Bool = false, bias: UnsafePointer<Float>? = nil,
-            streams: Bool = false
+            streams: Bool = false, packed: UnsafePointer<Float>? = nil
         ) {
             let place = rows.lowerBound * ldc + columns.lowerBound
             var product = shims_product(
@@ -56,13 +56,22 @@ final class MatrixTests: KernelTestCase {
                 a: a.matrix(from: rows.lowerBound, depth.lowerBound),
                 b: b.matrix(from: depth.lowerBound, columns.lowerBound), bias: bias, m: Int64(rows.count),
                 n: Int64(columns.count), k: Int64(depth.count), accumulate: accumulate ? 1 : 0, streams: streams ? 1 : 0,
-                arithmetic: arithmetic)
+                arithmetic: arithmetic, packed_b: packed, packed_k: Int64(k))
             let scratch = Buffer<Float>(
                 repeating: unread,
                 count: Int(
                     build.kernels.matrix_product_scratch(
                         product.m, product.n, product.k, format, arithmetic, &product.a)))
             build.kernels.matrix_product(&product, scratch.pointer)
+        }
+
+        /// All of b, as `run` takes it.
+        func packedB(_ build: Build) -> UnsafePointer<Float> {
+            var matrix = b.matrix(from: 0, 0)
+            let packed = Buffer<Float>(
+                repeating: unread, count: Int(build.kernels.packed_columns(Int64(k), Int64(n), arithmetic)))
+            build.kernels.pack_columns(packed.pointer, &matrix, Int64(k), Int64(n), arithmetic)
+            return UnsafePointer(packed.pointer)
         }
 
         /// The same chain as a plain loop.
@@ -176,6 +185,28 @@ final class MatrixTests: KernelTestCase {
                         let expected = Buffer(repeating: UInt16(0), count: m * product.ldc)
                         build.kernels.from_f32(expected.pointer, format, sums.pointer, Int64(m * product.ldc))
                         XCTAssertEqual(rounded.elements, expected.elements, build.name)
+                    }
+                }
+            }
+        }
+    }
+
+    /// What was packed once serves products of its first columns over its first rows.
+    func testPackedColumns() {
+        var random = SplitMix64(66)
+        for build in Build.all {
+            for (m, n, k) in [(1, 1, 1), (7, 150, 33), (20, 130, 1300)] {
+                forEachProduct(m, n, k, &random) { product, _ in
+                    let packed = product.packedB(build)
+                    for (columns, depth) in [(n, k), (n / 64 * 64, k), (n, k / 4 * 2)] where columns * depth > 0 {
+                        let (expected, c) = (
+                            Buffer(repeating: unread, count: m * product.ldc),
+                            Buffer(repeating: unread, count: m * product.ldc)
+                        )
+                        product.run(build, expected.pointer, rows: 0..<m, columns: 0..<columns, depth: 0..<depth)
+                        product.run(
+                            build, c.pointer, rows: 0..<m, columns: 0..<columns, depth: 0..<depth, packed: packed)
+                        expectSameBits(c.elements, expected.elements, "\(build.name) \(m)x\(columns)x\(depth)")
                     }
                 }
             }

@@ -67,7 +67,9 @@ typedef struct shims_matrix {
  * arithmetic F32: operands are multiplied as floats. BF16: they are rounded to bfloat16, and their exact products are
  * added to float sums, of every pair along k that begins at a multiple of 2 the second before the first. F16: they are
  * rounded to float16, and multiplied as floats.
- * streams: c is more than the caches hold, so that whole lines of it are stored past them. */
+ * streams: c is more than the caches hold, so that whole lines of it are stored past them.
+ * packed_b: null, or in place of b what pack_columns has made of a matrix that begins with it, of packed_k elements along k;
+ * n is all of its columns or a multiple of 64. */
 typedef struct shims_product {
     void *_Nonnull c;
     int64_t ldc;
@@ -78,6 +80,8 @@ typedef struct shims_product {
     int32_t accumulate;
     int32_t streams;
     shims_format arithmetic;
+    const float *_Nullable packed_b;
+    int64_t packed_k;
 } shims_product;
 
 /* The direction of lamb is m / correction1 / (sqrt(v / correction2) + eps) + weight_decay * p. */
@@ -223,6 +227,10 @@ typedef struct shims_kernel_table {
     void (*_Nonnull matrix_product)(const shims_product *_Nonnull product, float *_Nonnull scratch);
     int64_t (*_Nonnull matrix_product_scratch)(int64_t m, int64_t n, int64_t k, shims_format c_format,
                                                shims_format arithmetic, const shims_matrix *_Nullable a);
+    /* What products of this arithmetic read of b [k, n]: as many floats as the second says. */
+    void (*_Nonnull pack_columns)(float *_Nonnull packed, const shims_matrix *_Nonnull b, int64_t k, int64_t n,
+                                  shims_format arithmetic);
+    int64_t (*_Nonnull packed_columns)(int64_t k, int64_t n, shims_format arithmetic);
 
     /* --- optimizers: one pass over n elements --------------------------------------------------------------- */
     /* buffer may be null where momentum is 0. */

@@ -98,6 +98,18 @@ private struct AttentionShape {
         MatrixProduct(m: m, n: n, k: k, arithmetic: compute, accumulate: accumulate)
     }
 
+    private var transposedFloats: Int { PackedMatrix.floats(rows: channels, columns: time, compute) }
+    private var packedFloats: Int { PackedMatrix.floats(rows: time, columns: channels, compute) }
+
+    /// A head's [time, channels] as the second factor of all of its blocks' products, transposed.
+    private func packTransposed(_ head: Matrix, into floats: UnsafeMutablePointer<Float>) -> PackedMatrix {
+        PackedMatrix(head.transposed, rows: channels, columns: time, compute, into: floats)
+    }
+
+    private func pack(_ head: Matrix, into floats: UnsafeMutablePointer<Float>) -> PackedMatrix {
+        PackedMatrix(head, rows: time, columns: channels, compute, into: floats)
+    }
+
     /// Runs `body(batch entry, head, memory)` for what no other writes to, with `floats` of memory for itself and some for
     /// products after it.
     private func forEachHead(
@@ -119,18 +131,21 @@ private struct AttentionShape {
         _ out: Heads, _ query: Heads, _ key: Heads, _ value: Heads, _ logSumExp: UnsafeMutablePointer<Float>
     ) throws(GAError) {
         guard batch * time > 0 else { return }
-        let floats = blocks.count(0) * time
+        let scoreFloats = blocks.count(0) * time
+        let floats = scoreFloats + transposedFloats + packedFloats
         try forEachHead(floats: floats) { entry, head, memory in
             let scratch = memory + floats
             let channel = head * channels
             let (o, q) = (out.matrix(entry, channel: channel), query.matrix(entry, channel: channel))
-            let (k, v) = (key.matrix(entry, channel: channel), value.matrix(entry, channel: channel))
+            let packed = memory + scoreFloats
+            let kTransposed = packTransposed(key.matrix(entry, channel: channel), into: packed)
+            let v = pack(value.matrix(entry, channel: channel), into: packed + transposedFloats)
             for block in 0..<blocks.count {
                 let start = blocks.start(block)
                 let rows = blocks.count(block)
                 let seen = start + rows
                 let scores = Matrix(memory, row: seen)
-                product(rows, seen, channels).runAlone(scores, q.at(start, 0), k.transposed, scratch)
+                product(rows, seen, channels).runAlone(scores, q.at(start, 0), kTransposed, scratch)
                 Runtime.kernels.attention_softmax(
                     scores.floats, logSumExp + ((entry * heads + head) * time + start), Int64(rows), Int64(seen),
                     Int64(seen), Int64(start), scale)
@@ -148,12 +163,18 @@ private struct AttentionShape {
         let rowsOfBlock = blocks.count(0)
         // The scores first, where the output is too before them; their gradient; one number per row.
         let scoreFloats = rowsOfBlock * max(time, channels)
-        let floats = 2 * scoreFloats + rowsOfBlock
+        let packedAt = 2 * scoreFloats + rowsOfBlock
+        let floats = packedAt + 2 * transposedFloats + packedFloats
         try forEachHead(floats: floats) { entry, head, memory in
             let (scratch, delta) = (memory + floats, memory + 2 * scoreFloats)
             let channel = head * channels
-            let (q, k) = (query.matrix(entry, channel: channel), key.matrix(entry, channel: channel))
-            let (v, o) = (value.matrix(entry, channel: channel), out.matrix(entry, channel: channel))
+            let (q, o) = (query.matrix(entry, channel: channel), out.matrix(entry, channel: channel))
+            let kMatrix = key.matrix(entry, channel: channel)
+            let packed = memory + packedAt
+            let kTransposed = packTransposed(kMatrix, into: packed)
+            let vTransposed = packTransposed(
+                value.matrix(entry, channel: channel), into: packed + transposedFloats)
+            let k = pack(kMatrix, into: packed + 2 * transposedFloats)
             let (dqs, dks) = (dq.matrix(entry, channel: channel), dk.matrix(entry, channel: channel))
             let (dvs, dos) = (dv.matrix(entry, channel: channel), dy.matrix(entry, channel: channel))
             for block in 0..<blocks.count {
@@ -166,8 +187,8 @@ private struct AttentionShape {
                 Runtime.kernels.dot_rows(
                     delta, doBlock.floats, Int64(doBlock.row), oBlock.floats, Int64(oBlock.row), Int64(rows),
                     Int64(channels))
-                product(rows, seen, channels).runAlone(scores, q.at(start, 0), k.transposed, scratch)
-                product(rows, seen, channels).runAlone(dScores, doBlock, v.transposed, scratch)
+                product(rows, seen, channels).runAlone(scores, q.at(start, 0), kTransposed, scratch)
+                product(rows, seen, channels).runAlone(dScores, doBlock, vTransposed, scratch)
                 Runtime.kernels.attention_softmax_gradient(
                     scores.floats, dScores.floats, logSumExp + ((entry * heads + head) * time + start), delta,
                     Int64(rows), Int64(seen), Int64(seen), Int64(start), scale)

@@ -46,6 +46,26 @@ struct Matrix {
     }
 }
 
+/// A second factor [rows, columns] as products read it: what is multiplied more than once is packed once.
+struct PackedMatrix {
+    fileprivate let matrix: Matrix
+    fileprivate let floats: UnsafeMutablePointer<Float>
+    fileprivate let rows: Int
+
+    /// Packs into as many floats as ``floats(rows:columns:_:)`` says.
+    init(
+        _ matrix: Matrix, rows: Int, columns: Int, _ arithmetic: DType, into floats: UnsafeMutablePointer<Float>
+    ) {
+        (self.matrix, self.floats, self.rows) = (matrix, floats, rows)
+        var operand = matrix.operand
+        Runtime.kernels.pack_columns(floats, &operand, Int64(rows), Int64(columns), arithmetic.format)
+    }
+
+    static func floats(rows: Int, columns: Int, _ arithmetic: DType) -> Int {
+        Int(Runtime.kernels.packed_columns(Int64(rows), Int64(columns), arithmetic.format))
+    }
+}
+
 /// Cuts an axis into nearly equal blocks, at multiples of 64 where it is longer than that; the last may be halves of such.
 struct Blocks {
     let count: Int
@@ -190,13 +210,25 @@ struct MatrixProduct {
         return (.balanced(m, largest: 2048, times: columns.count, threads: threads), columns)
     }
 
-    /// Runs on the calling thread, with as much scratch memory as ``scratch(for:)`` says.
+    /// Runs on the calling thread, with as much scratch memory as ``scratch(for:_:)`` says.
     func runAlone(_ c: Matrix, _ a: Matrix, _ b: Matrix, _ scratch: UnsafeMutablePointer<Float>) {
+        runAlone(c, a, b, packed: nil, packedK: 0, scratch)
+    }
+
+    /// The same with the first n columns, all or a multiple of 64, over the first k rows of what was packed.
+    func runAlone(_ c: Matrix, _ a: Matrix, _ b: PackedMatrix, _ scratch: UnsafeMutablePointer<Float>) {
+        runAlone(c, a, b.matrix, packed: UnsafePointer(b.floats), packedK: b.rows, scratch)
+    }
+
+    private func runAlone(
+        _ c: Matrix, _ a: Matrix, _ b: Matrix, packed: UnsafePointer<Float>?, packedK: Int,
+        _ scratch: UnsafeMutablePointer<Float>
+    ) {
         guard m > 0 && n > 0 else { return }
         var product = shims_product(
             c: c.address, ldc: Int64(c.row), c_format: c.dtype.format, a: a.operand, b: b.operand, bias: bias,
             m: Int64(m), n: Int64(n), k: Int64(k), accumulate: accumulate, streams: streams ? 1 : 0,
-            arithmetic: arithmetic.format)
+            arithmetic: arithmetic.format, packed_b: packed, packed_k: Int64(packedK))
         Runtime.kernels.matrix_product(&product, scratch)
     }
 
