@@ -66,41 +66,59 @@ func largestOf(_ n: Int, room: Int = 0, _ term: (Lanes) -> Vector) -> Float {
     return largest(accumulateLanes(lowest, n, room: room, keep, join: { larger($0, $1) }))
 }
 
+/// Rows that all columns add before the next: few enough that memory is read in as many long streams.
+private let rowsAtATime = 8
+
+/// Calls `body(first row, end, accumulate)` for rows at a time, of which the first begin at zero unless `accumulate`.
+@inline(always)
+private func forEachRows(_ rows: Int, accumulate: Bool, _ body: (Int, Int, Bool) -> Void) {
+    var first = 0
+    repeat {
+        let end = min(first &+ rowsAtATime, rows)
+        body(first, end, accumulate || first > 0)
+        first = end
+    } while first < rows
+}
+
 /// One chain per column in row order, `step` adding what a row has for some columns; 64 columns at a time are
-/// held in registers over all rows.
+/// held in registers over some rows.
 @inline(always)
 func columnChains(
     _ out: UnsafeMutablePointer<Float>, from firstColumn: Int, to endColumn: Int, rows: Int,
     accumulate: Bool, _ step: (inout Vector, Int, Lanes) -> Void
 ) {
     @inline(always)
-    func start(_ lanes: Lanes) -> Vector { accumulate ? load(out, lanes) : .zero }
-    var column = firstColumn
-    while column &+ 64 <= endColumn {
-        let lanes0 = Lanes(first: column)
-        let lanes1 = Lanes(first: column &+ 16)
-        let lanes2 = Lanes(first: column &+ 32)
-        let lanes3 = Lanes(first: column &+ 48)
-        var (sum0, sum1, sum2, sum3) = (start(lanes0), start(lanes1), start(lanes2), start(lanes3))
-        for row in 0..<rows {
-            step(&sum0, row, lanes0)
-            step(&sum1, row, lanes1)
-            step(&sum2, row, lanes2)
-            step(&sum3, row, lanes3)
+    func addRows(_ first: Int, _ end: Int, _ accumulate: Bool) {
+        @inline(always)
+        func start(_ lanes: Lanes) -> Vector { accumulate ? load(out, lanes) : .zero }
+        var column = firstColumn
+        while column &+ 64 <= endColumn {
+            let lanes0 = Lanes(first: column)
+            let lanes1 = Lanes(first: column &+ 16)
+            let lanes2 = Lanes(first: column &+ 32)
+            let lanes3 = Lanes(first: column &+ 48)
+            var (sum0, sum1, sum2, sum3) = (start(lanes0), start(lanes1), start(lanes2), start(lanes3))
+            for row in first..<end {
+                step(&sum0, row, lanes0)
+                step(&sum1, row, lanes1)
+                step(&sum2, row, lanes2)
+                step(&sum3, row, lanes3)
+            }
+            store(sum0, out, lanes0)
+            store(sum1, out, lanes1)
+            store(sum2, out, lanes2)
+            store(sum3, out, lanes3)
+            column &+= 64
         }
-        store(sum0, out, lanes0)
-        store(sum1, out, lanes1)
-        store(sum2, out, lanes2)
-        store(sum3, out, lanes3)
-        column &+= 64
+        @inline(always)
+        func chain(_ lanes: Lanes) {
+            var sum = start(lanes)
+            for row in first..<end { step(&sum, row, lanes) }
+            store(sum, out, lanes)
+        }
+        forEachLanes(from: column, to: endColumn, chain)
     }
-    @inline(always)
-    func chain(_ lanes: Lanes) {
-        var sum = start(lanes)
-        for row in 0..<rows { step(&sum, row, lanes) }
-        store(sum, out, lanes)
-    }
-    forEachLanes(from: column, to: endColumn, chain)
+    forEachRows(rows, accumulate: accumulate, addRows)
 }
 
 /// `out[c] (+)= x[0][c] + x[1][c] + ...`, one chain per column in row order.
@@ -119,18 +137,22 @@ func sumAndRoundRows(
     _ x: UnsafePointer<Float>, _ rows: Int64, _ cols: Int64, _ ldx: Int64, _ accumulate: Int32
 ) {
     let (step, whole) = (Int(ldx), Int(cols) & ~31)
-    for column in stride(from: 0, to: whole, by: 32) {
-        let (first, second) = (Lanes(first: column), Lanes(first: column &+ 16))
-        var sums = accumulate != 0 ? (load(out, first), load(out, second)) : (Vector.zero, Vector.zero)
-        for row in 0..<Int(rows) {
-            let (low, high) = (load(x + row &* step, first), load(x + row &* step, second))
-            sums.0 += low
-            sums.1 += high
-            storeRounded(low, high, rounded + (row &* step &+ column), format)
+    @inline(always)
+    func addRows(_ start: Int, _ end: Int, _ accumulate: Bool) {
+        for column in stride(from: 0, to: whole, by: 32) {
+            let (first, second) = (Lanes(first: column), Lanes(first: column &+ 16))
+            var sums = accumulate ? (load(out, first), load(out, second)) : (Vector.zero, Vector.zero)
+            for row in start..<end {
+                let (low, high) = (load(x + row &* step, first), load(x + row &* step, second))
+                sums.0 += low
+                sums.1 += high
+                storeRounded(low, high, rounded + (row &* step &+ column), format)
+            }
+            store(sums.0, out, first)
+            store(sums.1, out, second)
         }
-        store(sums.0, out, first)
-        store(sums.1, out, second)
     }
+    forEachRows(Int(rows), accumulate: accumulate != 0, addRows)
     guard whole < Int(cols) else { return }
     sumRows(out + whole, x + whole, rows, cols &- Int64(whole), ldx, accumulate)
     for row in 0..<Int(rows) {

@@ -348,7 +348,9 @@ struct Factor {
                     for word in block..<blockEnd {
                         let k = first &+ word &* W.elements
                         let start = source.advanced(by: k &* along)
-                        start.advanced(by: ahead &* W.elements &* along &+ line).prefetch(panel)
+                        for element in 0..<W.elements {
+                            start.advanced(by: (ahead &* W.elements &+ element) &* along &+ line).prefetch(panel)
+                        }
                         for vector in 0..<(panel / 16) {
                             let lanes = Lanes(first: line &+ 16 &* vector, end: lines)
                             store(

@@ -246,6 +246,12 @@ func elementwise(_ count: Int, _ body: (Int, Int) throws(GAError) -> Void) throw
     try Runtime.parallel(count: count, grain: 16384, body)
 }
 
+/// Calls `body(start, size)` for the columns of each thread, which so reads long pieces of rows.
+func forEachColumns(_ count: Int, _ body: (Int, Int) throws(GAError) -> Void) throws(GAError) {
+    let threads = Runtime.numThreads
+    try Runtime.parallel(count: count, grain: max(64, ((count + threads - 1) / threads + 63) & ~63), body)
+}
+
 func fillZeros(_ out: UnsafeMutablePointer<Float>, _ count: Int) throws(GAError) {
     try elementwise(count) { start, size in Runtime.kernels.fill(out + start, 0, Int64(size)) }
 }

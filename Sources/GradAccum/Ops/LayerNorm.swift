@@ -69,7 +69,7 @@ extension Tensor {
             if hasWeight {
                 try gradients.add(to: 1, samples: samples) { (dw, accumulate, samples) throws(GAError) in
                     let first = samples.lowerBound * rowsOfSample
-                    try Runtime.parallel(count: columns, grain: 64) { start, count in
+                    try forEachColumns(columns) { start, count in
                         Runtime.kernels.layer_norm_weight_gradient(
                             dw, dy.floats + first * columns, x.floats + first * columns, statistics.floats + first,
                             statistics.floats + rows + first, Int64(samples.count * rowsOfSample), Int64(columns),

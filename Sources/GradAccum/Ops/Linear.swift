@@ -142,7 +142,7 @@ func sumRows(
     rounding rounded: Tensor? = nil
 ) throws(GAError) {
     let first = rows.lowerBound * columns
-    try Runtime.parallel(count: columns, grain: 64) { column, count in
+    try forEachColumns(columns) { column, count in
         let (start, out) = (first + column, out + column)
         if let rounded {
             Runtime.kernels.sum_and_round_rows(

@@ -140,7 +140,7 @@ private func sumMiddle(
         }
         return
     }
-    let columns = Blocks(inner, largest: 64)
+    let columns = Blocks(inner, largest: 1024)
     try Runtime.parallel(tiles: outer * columns.count) { tile in
         let row = tile / columns.count
         let start = columns.start(tile % columns.count)
