@@ -230,7 +230,8 @@ private struct Scratch {
         b = readsB ? 0 : columns &* words
         let block = rowsOfBlock(words: words)
         rows = block < mostPackedRows ? mostPackedRows / block &* block : block
-        a = readsA ? 0 : (rows < m ? rows : (m &+ 15) & ~15) &* words
+        // The last part is packed where it ends within a word.
+        a = readsA && k % W.elements == 0 ? 0 : (rows < m ? rows : (m &+ 15) & ~15) &* words
         ldc = formatOfC.rawValue == SHIMS_F32.rawValue ? 0 : columns
         total = b &+ a &+ m &* ldc
     }
@@ -309,15 +310,16 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
         if product.packed_b == nil {
             b.packPanels(W.self, scratch, width: panelColumns, lines: n, first: first, end: end)
         }
+        let readsPart = readsA && (end &- first) % W.elements == 0
         let block = rowsOfBlock(words: places.words)
         var group = 0
         while group < m {
             let rows = group &+ places.rows < m ? places.rows : m &- group
             let lines = a.lines(from: group)
             var (aAddress, aRow, aWord) = (UnsafeRawPointer(packedA), 0, 0)
-            if readsA && a.along == 1 {
+            if readsPart && a.along == 1 {
                 (aAddress, aRow) = (lines.address + 4 &* (first / W.elements), lines.line / W.elements)
-            } else if readsA {
+            } else if readsPart {
                 (aAddress, aWord) = (lines.address + 4 &* first &* a.along, a.along)
             } else if a.along == 1 {
                 aRow = places.words

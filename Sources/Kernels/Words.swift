@@ -265,12 +265,12 @@ struct Factor {
     @inline(always)
     private var isBF16: Bool { format.rawValue == SHIMS_BF16.rawValue }
 
-    /// Whether a product reads its lines, of `count` elements, as they are: they are words next to each other, or few and
-    /// across, so that their lines of memory stay in the first-level cache.
+    /// Whether a product reads its lines, of `count` elements, as they are: they are words next to each other, but for what
+    /// is less than a word at the end, or few and across, so that their lines of memory stay in the first-level cache.
     @inline(always)
     func isRead<W: Words>(as _: W.Type, count: Int) -> Bool {
         guard !isRounded && format.rawValue == W.format.rawValue else { return false }
-        if along == 1 && line > 0 { return line % W.elements == 0 && count % W.elements == 0 }
+        if along == 1 && line > 0 { return line % W.elements == 0 }
         return W.elements == 1 && line == 1 && count <= 64
     }
 

@@ -78,6 +78,8 @@ struct LinearLayer {
     let rows: Int
     let n: Int
     let k: Int
+    /// Elements between the rows of y and of its gradient.
+    let rowOfY: Int
     /// The type of products and of the output.
     let compute = Compute.dtype
     private let rowsOfSample: Int
@@ -88,8 +90,12 @@ struct LinearLayer {
         samples.lowerBound * rowsOfSample..<samples.upperBound * rowsOfSample
     }
 
+    /// `padsLongRows`: rows of y that are long begin at lines of memory, as a vocabulary seldom has them.
+    ///
     /// Errors: `dtype` and `shape` of x [..., in] and weight [out, in].
-    init(_ x: Tensor, _ weight: Tensor, _ operation: StaticString) throws(GAError) {
+    init(
+        _ x: Tensor, _ weight: Tensor, _ operation: StaticString, padsLongRows: Bool = false
+    ) throws(GAError) {
         try x.requireFloat(operation, "x")
         try weight.requireFloat(operation, "weight")
         try x.require(rank: 1, operation, "x")
@@ -99,20 +105,21 @@ struct LinearLayer {
                 .shape, "\(operation): weight has shape \(weight.shape), and [out, \(k)] is needed for x \(x.shape)")
         }
         n = weight.shape[0]
+        rowOfY = padsLongRows && n >= 1024 ? (n + 31) & ~31 : n
         rows = k == 0 ? x.shape.dropLast().reduce(1, *) : x.elementCount / k
         rowsOfSample = x.rank < 3 ? 1 : x.shape[1..<(x.rank - 1)].reduce(1, *)
     }
 
     func forward(_ y: Tensor, _ x: Tensor, _ w: Tensor, _ bias: Tensor?) throws(GAError) {
         try MatrixProduct(m: rows, n: n, k: k, arithmetic: compute, bias: bias.map { UnsafePointer($0.floats) })
-            .run(Matrix(y, row: n), Matrix(x, row: k), Matrix(w, row: k).transposed)
+            .run(Matrix(y, row: rowOfY), Matrix(x, row: k), Matrix(w, row: k).transposed)
     }
 
     func inputGradient(
         _ dx: UnsafeMutablePointer<Float>, _ dy: Tensor, _ w: Tensor, _ accumulate: Int32
     ) throws(GAError) {
         try MatrixProduct(m: rows, n: k, k: n, arithmetic: compute, accumulate: accumulate)
-            .run(Matrix(dx, row: k), Matrix(dy, row: n), Matrix(w, row: k))
+            .run(Matrix(dx, row: k), Matrix(dy, row: rowOfY), Matrix(w, row: k))
     }
 
     /// One chain over these rows of samples.
@@ -121,14 +128,14 @@ struct LinearLayer {
     ) throws(GAError) {
         try MatrixProduct(m: n, n: k, k: rows.count, arithmetic: weightArithmetic, accumulate: accumulate)
             .run(
-                Matrix(dw, row: k), Matrix(dy, row: n).at(rows.lowerBound, 0).transposed,
+                Matrix(dw, row: k), Matrix(dy, row: rowOfY).at(rows.lowerBound, 0).transposed,
                 Matrix(x, row: k).at(rows.lowerBound, 0))
     }
 
     /// One chain over the rows of each sample, which is added as a whole.
     func addWeightGradients(to sum: BF16Sum, _ dy: Tensor, _ x: Tensor) throws(GAError) {
         try MatrixProduct(m: n, n: k, k: rowsOfSample, arithmetic: weightArithmetic)
-            .add(count: samples, to: sum, Matrix(dy, row: n).transposed, Matrix(x, row: k))
+            .add(count: samples, to: sum, Matrix(dy, row: rowOfY).transposed, Matrix(x, row: k))
     }
 
     /// Pairs of bfloat16 must not span two samples.
