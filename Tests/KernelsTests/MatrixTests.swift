@@ -55,7 +55,8 @@ final class MatrixTests: KernelTestCase {
                 c: c + place * (format == SHIMS_F32 ? 4 : 2), ldc: Int64(ldc), c_format: format,
                 a: a.matrix(from: rows.lowerBound, depth.lowerBound),
                 b: b.matrix(from: depth.lowerBound, columns.lowerBound), bias: bias, m: Int64(rows.count),
-                n: Int64(columns.count), k: Int64(depth.count), accumulate: accumulate ? 1 : 0, streams: streams ? 1 : 0,
+                n: Int64(columns.count), k: Int64(depth.count), accumulate: accumulate ? 1 : 0,
+                streams: streams ? 1 : 0,
                 arithmetic: arithmetic, packed_b: packed, packed_k: Int64(k))
             let scratch = Buffer<Float>(
                 repeating: unread,
@@ -230,7 +231,8 @@ final class MatrixTests: KernelTestCase {
                                 build, c.pointer + offset, rows: 0..<m, columns: 0..<n, depth: 0..<k,
                                 accumulate: accumulate, streams: streams)
                         }
-                        expectSameBits(streamed.elements, expected.elements, "\(build.name) \(m)x\(n)x\(k) at \(offset)")
+                        expectSameBits(
+                            streamed.elements, expected.elements, "\(build.name) \(m)x\(n)x\(k) at \(offset)")
                     }
                 }
             }

@@ -143,7 +143,8 @@ struct MatrixProduct {
     /// Whether c is stored past the caches.
     private var streams = false
 
-    init(m: Int, n: Int, k: Int, arithmetic: DType = .float32, accumulate: Int32 = 0, bias: UnsafePointer<Float>? = nil) {
+    init(m: Int, n: Int, k: Int, arithmetic: DType = .float32, accumulate: Int32 = 0, bias: UnsafePointer<Float>? = nil)
+    {
         (self.m, self.n, self.k) = (m, n, k)
         (self.arithmetic, self.accumulate, self.bias) = (arithmetic, accumulate, bias)
     }
