@@ -1,7 +1,7 @@
 import CShims
 
 /// Most words of k that are multiplied before the next are packed: so many that loading and storing sums counts little,
-/// and so few that a panel of `b` stays in the second-level cache, and where `a` is packed too, most of all that is.
+/// and so few that a panel of `b` stays in the second-level cache and, where `a` is packed too, most of both.
 @inline(always)
 private func mostWords(readsA: Bool) -> Int { (readsA ? 64 : 32) * 1024 / panelColumns }
 /// Columns in a panel of `b`, and rows in a panel of `a` where that has to be packed.
@@ -45,8 +45,8 @@ private struct Panel<W: Words> {
     var c: UnsafeMutablePointer<Float>
     let ldc: Int
     let a: UnsafeRawPointer
-    /// Words between rows of `a`, or else words between its words if its rows lie next to each other; both 0 if it is packed
-    /// into panels.
+    /// Words between rows of `a`, where its words lie next to each other; words between those, where its rows do; both 0 where
+    /// it is packed into panels.
     let aRow, aWord: Int
     let b: UnsafePointer<Float>
     let ldb: Int
@@ -252,14 +252,15 @@ func matrixProductScratch(
     let factor = Factor(rows: a.pointee, arithmetic)
     let readsA =
         isPaired
-        ? factor.isRead(as: PairWords.self, count: Int(k)) : factor.isRead(as: SingleWords.self, count: Int(k))
+        ? factor.isReadInPlace(as: PairWords.self, count: Int(k))
+        : factor.isReadInPlace(as: SingleWords.self, count: Int(k))
     return Int64(total(readsA: readsA))
 }
 
 /// The floats that `packColumns` writes.
 func packedColumns(_ k: Int64, _ n: Int64, _ arithmetic: shims_format) -> Int64 {
     let elements = arithmetic.rawValue == SHIMS_BF16.rawValue ? PairWords.elements : SingleWords.elements
-    return (n &+ 15) & ~15 &* ((k &+ Int64(elements) &- 1) / Int64(elements))
+    return ((n &+ 15) & ~15) &* ((k &+ Int64(elements) &- 1) / Int64(elements))
 }
 
 /// Packs all columns of b over all of k, for products that read it more than once.
@@ -290,7 +291,7 @@ private func multiply<W: Words>(_: W.Type, _ product: shims_product, _ scratch: 
     let (m, n, k) = (Int(product.m), Int(product.n), Int(product.k))
     let a = Factor(rows: product.a, product.arithmetic)
     let b = Factor(columns: product.b, product.arithmetic)
-    let readsA = a.isRead(as: W.self, count: k)
+    let readsA = a.isReadInPlace(as: W.self, count: k)
     let places = Scratch(
         W.self, m: m, n: n, k: k, product.c_format, readsA: readsA, readsB: product.packed_b != nil)
     let packedA = scratch + places.b

@@ -265,10 +265,12 @@ struct Factor {
     @inline(always)
     private var isBF16: Bool { format.rawValue == SHIMS_BF16.rawValue }
 
-    /// Whether a product reads its lines, of `count` elements, as they are: they are words next to each other, but for what
-    /// is less than a word at the end, or few and across, so that their lines of memory stay in the first-level cache.
+    /// Whether a product reads its lines, of `count` elements, as they are.
+    ///
+    /// They are words next to each other, but for what is less than a word at the end; or they lie across and are so short
+    /// that what a tile reads of memory mostly stays in the nearer caches.
     @inline(always)
-    func isRead<W: Words>(as _: W.Type, count: Int) -> Bool {
+    func isReadInPlace<W: Words>(as _: W.Type, count: Int) -> Bool {
         guard !isRounded && format.rawValue == W.format.rawValue else { return false }
         if along == 1 && line > 0 { return line % W.elements == 0 }
         return W.elements == 1 && line == 1 && count <= 64
@@ -338,7 +340,7 @@ struct Factor {
         // Either way a few streams are read in the order of memory and one is written, as the caches of a CPU like it.
         if self.line == 1 {
             // Far enough ahead for memory to answer, however short the rows are.
-            let ahead = max(8, 6144 / max(lines, 1))
+            let ahead = min(max(8, 6144 / max(lines, 1)), 128)
             var block = 0
             while block < words {
                 let blockEnd = min(words, block &+ 8)

@@ -121,7 +121,8 @@ final class MatrixTests: KernelTestCase {
             for turn in 0..<30 {
                 let m = (sizes + [70]).randomElement(using: &random)!
                 let n = (sizes + [64, 80, 130]).randomElement(using: &random)!
-                let k = (turn == 0 ? [1700, 3100] : sizes + [255, 256, 770]).randomElement(using: &random)!
+                let k = (turn == 0 ? [1700, 3100] : turn == 1 ? [2049, 4099] : sizes + [255, 256, 770]).randomElement(
+                    using: &random)!
                 forEachProduct(m, n, k, &random) { product, random in
                     for start in ["zero", "sum", "bias"] {
                         let before = initial(m * product.ldc, accumulate: start == "sum", &random)
@@ -176,7 +177,7 @@ final class MatrixTests: KernelTestCase {
     func testRoundedProduct() {
         var random = SplitMix64(64)
         for build in Build.all {
-            for (m, n, k) in [(1, 1, 1), (7, 65, 33), (50, 130, 900), (7, 67, 2500)] {
+            for (m, n, k) in [(1, 1, 1), (7, 65, 33), (50, 130, 900), (7, 67, 2500), (3, 67, 4099), (2, 17, 16387)] {
                 forEachProduct(m, n, k, &random) { product, _ in
                     let sums = Buffer(repeating: Float(0), count: m * product.ldc)
                     product.run(build, sums.pointer, rows: 0..<m, columns: 0..<n, depth: 0..<k)
@@ -196,7 +197,7 @@ final class MatrixTests: KernelTestCase {
     func testPackedColumns() {
         var random = SplitMix64(66)
         for build in Build.all {
-            for (m, n, k) in [(1, 1, 1), (7, 150, 33), (20, 130, 1300)] {
+            for (m, n, k) in [(1, 1, 1), (7, 150, 33), (20, 130, 1300), (3, 70, 4099), (2, 17, 16387)] {
                 forEachProduct(m, n, k, &random) { product, _ in
                     let packed = product.packedB(build)
                     for (columns, depth) in [(n, k), (n / 64 * 64, k), (n, k / 4 * 2)] where columns * depth > 0 {

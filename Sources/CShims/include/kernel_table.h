@@ -67,9 +67,9 @@ typedef struct shims_matrix {
  * arithmetic F32: operands are multiplied as floats. BF16: they are rounded to bfloat16, and their exact products are
  * added to float sums, of every pair along k that begins at a multiple of 2 the second before the first. F16: they are
  * rounded to float16, and multiplied as floats.
- * streams: c is more than the caches hold, so that whole lines of it are stored past them.
- * packed_b: null, or in place of b what pack_columns has made of a matrix that begins with it, of packed_k elements along k;
- * n is all of its columns or a multiple of 64. */
+ * streams: c in F32 is stored past the caches, if it begins at a line of memory and so do its rows.
+ * packed_b: null, or what pack_columns has made, in this arithmetic, of a matrix that begins with b, of packed_k elements
+ * along k. n is all of its columns or a multiple of 64; k is all of packed_k or a multiple of 2. */
 typedef struct shims_product {
     void *_Nonnull c;
     int64_t ldc;

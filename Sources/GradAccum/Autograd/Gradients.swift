@@ -246,7 +246,7 @@ func elementwise(_ count: Int, _ body: (Int, Int) throws(GAError) -> Void) throw
     try Runtime.parallel(count: count, grain: 16384, body)
 }
 
-/// Calls `body(start, size)` for the columns of each thread, which so reads long pieces of rows.
+/// Calls `body(start, size)` for a share of the columns per thread, so that each reads long pieces of rows.
 func forEachColumns(_ count: Int, _ body: (Int, Int) throws(GAError) -> Void) throws(GAError) {
     let threads = Runtime.numThreads
     try Runtime.parallel(count: count, grain: max(64, ((count + threads - 1) / threads + 63) & ~63), body)

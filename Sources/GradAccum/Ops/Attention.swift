@@ -98,6 +98,9 @@ private struct AttentionShape {
         MatrixProduct(m: m, n: n, k: k, arithmetic: compute, accumulate: accumulate)
     }
 
+    /// Floats up to a line of memory, where what is packed begins.
+    private func wholeLines(_ floats: Int) -> Int { (floats + 15) & ~15 }
+
     private var transposedFloats: Int { PackedMatrix.floats(rows: channels, columns: time, compute) }
     private var packedFloats: Int { PackedMatrix.floats(rows: time, columns: channels, compute) }
 
@@ -131,7 +134,7 @@ private struct AttentionShape {
         _ out: Heads, _ query: Heads, _ key: Heads, _ value: Heads, _ logSumExp: UnsafeMutablePointer<Float>
     ) throws(GAError) {
         guard batch * time > 0 else { return }
-        let scoreFloats = blocks.count(0) * time
+        let scoreFloats = wholeLines(blocks.count(0) * time)
         let floats = scoreFloats + transposedFloats + packedFloats
         try forEachHead(floats: floats) { entry, head, memory in
             let scratch = memory + floats
@@ -163,7 +166,7 @@ private struct AttentionShape {
         let rowsOfBlock = blocks.count(0)
         // The scores first, where the output is too before them; their gradient; one number per row.
         let scoreFloats = rowsOfBlock * max(time, channels)
-        let packedAt = 2 * scoreFloats + rowsOfBlock
+        let packedAt = wholeLines(2 * scoreFloats + rowsOfBlock)
         let floats = packedAt + 2 * transposedFloats + packedFloats
         try forEachHead(floats: floats) { entry, head, memory in
             let (scratch, delta) = (memory + floats, memory + 2 * scoreFloats)

@@ -94,8 +94,8 @@ private struct Likelihood {
     }
 
     private var label: UnsafeMutablePointer<Int64> { labels.address.assumingMemoryBound(to: Int64.self) }
-    /// One where there is something between rows.
-    private var rowsPerTile: Int { row > classes ? 1 : max(1, 16384 / max(classes, 1)) }
+    /// One where rows are so long that there may be something between them.
+    private var rowsPerTile: Int { max(1, 16384 / max(classes, 1)) }
 
     /// The loss as a scalar, added up in double.
     func loss(_ logits: Tensor) throws(GAError) -> Tensor {

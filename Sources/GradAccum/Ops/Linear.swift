@@ -90,7 +90,7 @@ struct LinearLayer {
         samples.lowerBound * rowsOfSample..<samples.upperBound * rowsOfSample
     }
 
-    /// `padsLongRows`: rows of y that are long begin at lines of memory, as a vocabulary seldom has them.
+    /// `padsLongRows`: rows of y that are long begin at lines of memory, which those of a vocabulary seldom do.
     ///
     /// Errors: `dtype` and `shape` of x [..., in] and weight [out, in].
     init(
@@ -105,7 +105,7 @@ struct LinearLayer {
                 .shape, "\(operation): weight has shape \(weight.shape), and [out, \(k)] is needed for x \(x.shape)")
         }
         n = weight.shape[0]
-        rowOfY = padsLongRows && n >= 1024 ? (n + 31) & ~31 : n
+        rowOfY = padsLongRows && n >= 16384 ? (n + 31) & ~31 : n
         rows = k == 0 ? x.shape.dropLast().reduce(1, *) : x.elementCount / k
         rowsOfSample = x.rank < 3 ? 1 : x.shape[1..<(x.rank - 1)].reduce(1, *)
     }

@@ -140,7 +140,7 @@ private func sumMiddle(
         }
         return
     }
-    let columns = Blocks(inner, largest: 1024)
+    let columns = Blocks.balanced(inner, largest: 1024, times: outer, threads: Runtime.numThreads)
     try Runtime.parallel(tiles: outer * columns.count) { tile in
         let row = tile / columns.count
         let start = columns.start(tile % columns.count)

@@ -66,7 +66,7 @@ struct PackedMatrix {
     }
 }
 
-/// Cuts an axis into nearly equal blocks, at multiples of 64 where it is longer than that; the last may be halves of such.
+/// Cuts an axis into nearly equal blocks, at multiples of 64 where it is longer than that; the last may be half as large.
 struct Blocks {
     let count: Int
     private let length: Int
@@ -85,7 +85,7 @@ struct Blocks {
         whole = count
     }
 
-    /// Blocks of `size`, a multiple of 128, with what the last `halved` of them, one at least, would have in halves.
+    /// Blocks of `size`, a multiple of 128, of which the last `halved`, one at least, are cut in two.
     private init(_ length: Int, size: Int, halved: Int) {
         (self.length, self.size) = (length, size)
         whole = (length + size - 1) / size - halved
@@ -108,8 +108,8 @@ struct Blocks {
     /// Blocks of `size`, a multiple of 128, of which there are `times` each, and halves at the end: at least as many that
     /// each of some threads has one, and so many that what threads do one after another ends at about the same time.
     static func halvedLast(_ length: Int, size: Int, times: Int, threads: Int) -> Blocks {
-        let blocks = (length + size - 1) / size
         guard threads > 1 && length > 64 else { return Blocks(length, largest: size) }
+        let blocks = (length + size - 1) / size
         /// Twice the blocks that the busiest thread has, if each takes the next when it is free.
         func span(_ blocks: Blocks) -> Int {
             let (large, small) = (blocks.whole * times, (blocks.count - blocks.whole) * times)
@@ -142,6 +142,9 @@ struct MatrixProduct {
     var bias: UnsafePointer<Float>?
     /// Whether c is stored past the caches.
     private var streams = false
+    /// Floats of a result above which that was measured to be faster: a line that is stored in a cache is fetched first, and
+    /// much of the result has left the caches by the time it is read.
+    private static let mostCached = 256 * 1024
 
     init(m: Int, n: Int, k: Int, arithmetic: DType = .float32, accumulate: Int32 = 0, bias: UnsafePointer<Float>? = nil)
     {
@@ -153,7 +156,7 @@ struct MatrixProduct {
     func run(_ c: Matrix, _ a: Matrix, _ b: Matrix) throws(GAError) {
         guard m > 0 && n > 0 else { return }
         let (rows, columns) = tiles(a)
-        let streams = accumulate == 0 && Runtime.streams(bytes: m * n * c.dtype.byteCount)
+        let streams = accumulate == 0 && c.dtype == .float32 && m * n >= MatrixProduct.mostCached
         func part(rows: Int, columns: Int) -> MatrixProduct {
             var part = MatrixProduct(m: rows, n: columns, k: k, arithmetic: arithmetic, accumulate: accumulate)
             part.streams = streams
@@ -216,7 +219,8 @@ struct MatrixProduct {
         runAlone(c, a, b, packed: nil, packedK: 0, scratch)
     }
 
-    /// The same with the first n columns, all or a multiple of 64, over the first k rows of what was packed.
+    /// The same with the first n columns of what was packed, all or a multiple of 64, and its first k rows, all or a multiple
+    /// of 2. It needs no more scratch memory.
     func runAlone(_ c: Matrix, _ a: Matrix, _ b: PackedMatrix, _ scratch: UnsafeMutablePointer<Float>) {
         runAlone(c, a, b.matrix, packed: UnsafePointer(b.floats), packedK: b.rows, scratch)
     }

@@ -125,10 +125,6 @@ public enum Runtime {
 
     // MARK: Memory
 
-    /// Whether a result of so many bytes is better stored past the caches: they hold little of it by the time it is read,
-    /// and a line that is stored in a cache is fetched from memory first.
-    static func streams(bytes: Int) -> Bool { bytes >= 1 << 20 }
-
     /// What tensor memory is used for.
     public static var memoryUsage: MemoryUsage { Arena.shared.memoryUsage() }
 
