@@ -248,8 +248,10 @@ func elementwise(_ count: Int, _ body: (Int, Int) throws(GAError) -> Void) throw
 
 /// Calls `body(start, size)` for a share of the columns per thread, so that each reads long pieces of rows.
 func forEachColumns(_ count: Int, _ body: (Int, Int) throws(GAError) -> Void) throws(GAError) {
-    let threads = Runtime.numThreads
-    try Runtime.parallel(count: count, grain: max(64, ((count + threads - 1) / threads + 63) & ~63), body)
+    let shares = Blocks.balanced(count, largest: max(count, 1), times: 1, threads: Runtime.numThreads)
+    try Runtime.parallel(tiles: shares.count) { share throws(GAError) in
+        try body(shares.start(share), shares.count(share))
+    }
 }
 
 func fillZeros(_ out: UnsafeMutablePointer<Float>, _ count: Int) throws(GAError) {

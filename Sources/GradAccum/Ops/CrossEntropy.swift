@@ -40,7 +40,7 @@ extension Tensor {
     ) throws(GAError) -> Tensor {
         let layer = try LinearLayer(self, weight, "linear_cross_entropy", padsLongRows: true)
         let likelihood = try Likelihood(
-            Array(shape.dropLast()) + [layer.n], row: layer.rowOfY, targets, ignoreIndex, reduction,
+            Array(shape.dropLast()) + [layer.n], rowStep: layer.rowOfY, targets, ignoreIndex, reduction,
             "linear_cross_entropy")
         let x = try packedData()
         let w = try weight.packedData()
@@ -64,7 +64,7 @@ private struct Likelihood {
     private let rows: Int
     private let classes: Int
     /// Elements between the rows of the logits.
-    private let row: Int
+    private let rowStep: Int
     private let labels: Tensor
     private let maximum: Tensor
     private let logSum: Tensor
@@ -72,15 +72,15 @@ private struct Likelihood {
     private let logit: Tensor
     private let divisor: Float
 
-    /// `row`: elements between the rows of the logits, if that is not the number of classes.
+    /// `rowStep`: elements between the rows of the logits, if that is not the number of classes.
     ///
     /// Errors: `dtype`, `shape` and `index` of the targets of logits [..., classes].
     init(
-        _ logits: [Int], row: Int? = nil, _ targets: Tensor, _ ignoreIndex: Int64?, _ reduction: Reduction,
+        _ logits: [Int], rowStep: Int? = nil, _ targets: Tensor, _ ignoreIndex: Int64?, _ reduction: Reduction,
         _ operation: StaticString
     ) throws(GAError) {
         classes = logits[logits.count - 1]
-        self.row = row ?? classes
+        self.rowStep = rowStep ?? classes
         try targets.requireIndices(operation, "targets")
         try targets.require(shape: Array(logits.dropLast()), operation, "targets")
         rows = targets.elementCount
@@ -94,8 +94,8 @@ private struct Likelihood {
     }
 
     private var label: UnsafeMutablePointer<Int64> { labels.address.assumingMemoryBound(to: Int64.self) }
-    /// One where rows are so long that there may be something between them.
-    private var rowsPerTile: Int { max(1, 16384 / max(classes, 1)) }
+    /// One where there is something between rows, as the kernels take rows that follow each other.
+    private var rowsPerTile: Int { rowStep > classes ? 1 : max(1, 16384 / max(classes, 1)) }
 
     /// The loss as a scalar, added up in double.
     func loss(_ logits: Tensor) throws(GAError) -> Tensor {
@@ -133,7 +133,7 @@ private struct Likelihood {
                     Runtime.kernels.count_flushed(
                         rows, logits.dtype.format, Int64(count * classes), counts + 2 * (first / rowsPerTile))
                 }
-                logits.storeFloats(rows, first * row, count * classes)
+                logits.storeFloats(rows, first * rowStep, count * classes)
             }
         }
         guard let underflow, logits.dtype != .float32 else { return try run(nil) }
@@ -161,8 +161,8 @@ private struct Likelihood {
         ) { tile, scratch in
             let first = tile * perTile
             let count = min(perTile, rows - first)
-            guard !isFloat else { return body(first, count, logits.floats + first * row) }
-            logits.loadFloats(into: scratch, first * row, count * classes)
+            guard !isFloat else { return body(first, count, logits.floats + first * rowStep) }
+            logits.loadFloats(into: scratch, first * rowStep, count * classes)
             body(first, count, scratch)
         }
     }

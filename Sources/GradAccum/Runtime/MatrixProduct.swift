@@ -80,8 +80,9 @@ struct Blocks {
 
     private init(_ length: Int, count wanted: Int) {
         self.length = length
-        size = wanted > 1 ? ((length + wanted - 1) / wanted + 63) & ~63 : max(length, 1)
-        count = wanted > 1 ? (length + size - 1) / size : 1
+        let isCut = wanted > 1 && length > 0
+        size = isCut ? ((length + wanted - 1) / wanted + 63) & ~63 : max(length, 1)
+        count = isCut ? (length + size - 1) / size : 1
         whole = count
     }
 
@@ -117,9 +118,10 @@ struct Blocks {
             let beside = 2 * (rounds * threads - large)
             return 2 * rounds + max(0, small - beside + threads - 1) / threads
         }
-        var best = Blocks(length, size: size, halved: min(threads, blocks))
-        for more in min(threads, blocks)...min(2 * threads, blocks) {
-            let next = Blocks(length, size: size, halved: more)
+        let fewest = min(threads, blocks)
+        var best = Blocks(length, size: size, halved: fewest)
+        for halved in fewest..<min(2 * threads, blocks) {
+            let next = Blocks(length, size: size, halved: halved + 1)
             if span(next) < span(best) { best = next }
         }
         return best
